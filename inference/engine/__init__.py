@@ -1,0 +1,1 @@
+"""The model server: one resident base, many LoRA adapters, vLLM's wire dialect. No Django."""
