@@ -1,0 +1,1 @@
+"""Start the tests' own Postgres and Valkey before Django reads its settings."""
