@@ -1,1 +1,85 @@
-"""Start the tests' own Postgres and Valkey before Django reads its settings."""
+"""A pytest plugin: the real Postgres and Valkey, started before Django reads its settings.
+
+Each run has data of its own under $LAUREL_VAR/test, so several runs, and several clones, never
+meet; it goes with the run, and whatever a killed run left behind goes with the next. With
+DATABASE_URL or REDIS_URL set, that server is used instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config import services
+from config.processes import find_process
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+running: list[Path] = []
+
+# Before any test module loads torch: two cores, and no hub to reach.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
+    """Start the servers ahead of pytest-django, which imports the settings in this same hook."""
+    if not early_config.known_args_namespace.help:
+        var = services.var_dir() / "test" / f"run-{os.getpid()}"
+        _sweep(var.parent)
+        try:
+            urls = services.start(var, durable=False, owned=True)
+        except services.ServiceError as error:
+            shutil.rmtree(var, ignore_errors=True)
+            raise pytest.UsageError(str(error)) from None
+        running.append(var)
+        os.environ["LAUREL_VAR"] = str(var)
+        os.environ.update({key.upper(): url for key, url in urls.items()})
+    yield
+
+
+def pytest_unconfigure() -> None:
+    while running:
+        _end(running.pop())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run here, and say why."""
+    chromium = any(shutil.which(name) for name in CHROMIUM_NAMES)
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run it with pytest --slow"))
+        if item.get_closest_marker("browser") and not chromium:
+            item.add_marker(
+                pytest.mark.skip(reason="no Chromium on this machine: apt-get install chromium")
+            )
+        if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs left that were killed: their servers died with them (Linux) or end here."""
+    for left in folder.glob("run-*"):
+        with contextlib.suppress(ValueError):
+            if find_process(int(left.name.removeprefix("run-")), "py") is None:
+                _end(left)
+
+
+def _end(var: Path) -> None:
+    # The URLs in the environment are ours; without them the servers count as ours again.
+    for server in (services.Valkey(var), services.Postgres(var)):
+        services.end_server(server, grace=10)
+        if server.data.parent != var:
+            shutil.rmtree(server.data.parent, ignore_errors=True)
+        shutil.rmtree(server.data, ignore_errors=True)
+    shutil.rmtree(var, ignore_errors=True)
