@@ -1,0 +1,429 @@
+"""REST: prompts, campaigns, tasks, judgements, and feedback on completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.access import ProjectAPIView
+from accounts.models import Role, Scope
+from accounts.pagination import paginated
+from feedback import assignment, services
+from feedback.models import (
+    Campaign,
+    CompletionFeedback,
+    Judgement,
+    Prompt,
+    SkipReason,
+    Slot,
+)
+from inference.models import Completion
+
+
+class PromptSerializer(serializers.ModelSerializer[Prompt]):
+    class Meta:
+        model = Prompt
+        fields = ["id", "messages", "digest", "tags", "created_at"]
+
+
+class PromptsView(ProjectAPIView):
+    role, write_scope = Role.LEAD, Scope.MANAGE
+
+    class Input(serializers.Serializer[Any]):
+        prompts = serializers.ListField(
+            child=serializers.JSONField(),
+            min_length=1,
+            max_length=10_000,
+            help_text="Texts, or conversations as lists of {role, content}.",
+        )
+        tags = serializers.ListField(child=serializers.CharField(max_length=60), default=list)
+
+    @extend_schema(responses=PromptSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List prompts, newest first."""
+        rows = Prompt.objects.filter(project__in=self.projects())
+        return paginated(rows, PromptSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: PromptSerializer(many=True)})
+    def post(self, request: Request) -> Response:
+        """Add prompts; one that is there already is returned, not doubled."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        prompts = services.add_prompts(project=self.project(), **data.validated_data)
+        return Response(PromptSerializer(prompts, many=True).data, status=201)
+
+
+class CampaignSerializer(serializers.ModelSerializer[Campaign]):
+    project = serializers.CharField(source="project.slug")
+    slots = serializers.IntegerField(source="slot_count", default=None)
+    filled = serializers.IntegerField(source="filled_count", default=None)
+
+    class Meta:
+        model = Campaign
+        fields = [
+            "id",
+            "project",
+            "name",
+            "kind",
+            "instructions",
+            "state",
+            "reason",
+            "judgements_per_item",
+            "responses_per_item",
+            "generated",
+            "to_generate",
+            "slots",
+            "filled",
+            "created_at",
+        ]
+
+
+class CampaignsView(ProjectAPIView):
+    write_scope, write_role = Scope.MANAGE, Role.LEAD
+
+    class Input(serializers.Serializer[Any]):
+        class Source(serializers.Serializer[Any]):
+            version = serializers.IntegerField(help_text="The id of a version.")
+            temperature = serializers.FloatField(default=1.0)
+            top_p = serializers.FloatField(default=1.0)
+            max_tokens = serializers.IntegerField(default=128)
+
+        name = serializers.CharField(max_length=120)
+        kind = serializers.ChoiceField(choices=Campaign.Kind.choices)
+        prompts = serializers.ListField(child=serializers.IntegerField(), min_length=1)
+        sources = Source(many=True)
+        judgements_per_item = serializers.IntegerField(min_value=1, max_value=50, default=3)
+        responses_per_item = serializers.IntegerField(min_value=1, max_value=9, default=4)
+        instructions = serializers.CharField(max_length=20_000, allow_blank=True, default="")
+        seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
+
+    @extend_schema(responses=CampaignSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List campaigns with their progress, newest first."""
+        rows = Campaign.objects.filter(project__in=self.projects()).select_related("project")
+        return paginated(rows.with_progress(), CampaignSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: CampaignSerializer})
+    def post(self, request: Request) -> Response:
+        """Create a campaign and have its responses generated."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        values = dict(data.validated_data)
+        project = self.project()
+        found = Prompt.objects.filter(project=project).in_bulk(values.pop("prompts"))
+        if len(found) != len(set(data.validated_data["prompts"])):
+            raise serializers.ValidationError("prompts: one of them is not in this project.")
+        campaign = services.create_campaign(
+            project=project,
+            by=self.user,
+            prompts=list(found.values()),
+            **values | {"kind": Campaign.Kind(values["kind"])},
+        )
+        return Response(CampaignSerializer(campaign).data, status=201)
+
+
+class OneCampaignView(ProjectAPIView):
+    """An operation on one campaign of the caller's projects."""
+
+    def campaign(self, pk: int) -> Campaign:
+        rows = Campaign.objects.select_related("project")
+        campaign = get_object_or_404(rows, pk=pk)
+        self.membership(campaign.project_id)
+        return campaign
+
+
+class CampaignView(OneCampaignView):
+    @extend_schema(responses=CampaignSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one campaign with its progress."""
+        self.campaign(pk)
+        rows = Campaign.objects.select_related("project").with_progress()
+        return Response(CampaignSerializer(rows.get(pk=pk)).data)
+
+
+class CampaignStateView(OneCampaignView):
+    scope, role = Scope.MANAGE, Role.LEAD
+
+    class Input(serializers.Serializer[Any]):
+        state = serializers.ChoiceField(choices=["open", "paused", "closed"])
+
+    @extend_schema(request=Input, responses=CampaignSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Open, pause or close a campaign."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        campaign = self.campaign(pk)
+        state = Campaign.State(data.validated_data["state"])
+        services.set_campaign_state(campaign=campaign, state=state, by=self.user)
+        campaign.refresh_from_db()
+        return Response(CampaignSerializer(campaign).data)
+
+
+def task_json(task: assignment.Task, campaign: Campaign) -> dict[str, Any]:
+    """Return what a judging program needs; nothing in it tells which model wrote what."""
+    return {
+        "slot": task.slot.pk,
+        "token": task.slot.token,
+        "client_id": str(task.client_id),
+        "lease_seconds": settings.LEASE_SECONDS,
+        "campaign": campaign.pk,
+        "kind": campaign.kind,
+        "messages": task.messages,
+        "responses": [{"id": r.pk, "text": r.text} for r in task.responses],
+    }
+
+
+class TaskOutput(serializers.Serializer[Any]):
+    """A task as a program sees it."""
+
+    class ResponseOutput(serializers.Serializer[Any]):
+        id = serializers.IntegerField()
+        text = serializers.CharField()
+
+    slot = serializers.IntegerField()
+    token = serializers.IntegerField()
+    client_id = serializers.UUIDField()
+    lease_seconds = serializers.IntegerField()
+    campaign = serializers.IntegerField()
+    kind = serializers.CharField()
+    messages = serializers.ListField(child=serializers.DictField())
+    responses = ResponseOutput(many=True)
+
+
+class NextTaskView(OneCampaignView):
+    scope = Scope.JUDGE
+
+    @extend_schema(request=None, responses={200: TaskOutput, 204: None})
+    def post(self, request: Request, pk: int) -> Response:
+        """Take the next task, or get the one in hand again; 204 when nothing is left for you."""
+        campaign = self.campaign(pk)
+        task = assignment.claim(campaign=campaign, annotator=self.user)
+        if task is None:
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        return Response(task_json(task, campaign))
+
+
+class UndoView(OneCampaignView):
+    scope = Scope.JUDGE
+
+    @extend_schema(request=None, responses=TaskOutput)
+    def post(self, request: Request, pk: int) -> Response:
+        """Take back your last judgement here and hold its task again."""
+        campaign = self.campaign(pk)
+        task = assignment.undo(campaign=campaign, annotator=self.user)
+        return Response(task_json(task, campaign))
+
+
+class JudgementSerializer(serializers.ModelSerializer[Judgement]):
+    prompt = serializers.IntegerField(source="item.prompt_id")
+    annotator = serializers.CharField(source="annotator.username")
+
+    class Meta:
+        model = Judgement
+        fields = [
+            "id",
+            "client_id",
+            "campaign",
+            "item",
+            "prompt",
+            "annotator",
+            "ranking",
+            "thumb",
+            "strength",
+            "both_bad",
+            "comment",
+            "shown",
+            "seconds",
+            "created_at",
+            "retracted_at",
+        ]
+
+
+class AnswerInput(serializers.Serializer[Any]):
+    """A judgement as a program or a page sends it; the service checks what it says."""
+
+    slot = serializers.IntegerField(min_value=1)
+    token = serializers.IntegerField(min_value=0)
+    client_id = serializers.UUIDField()
+    ranking = serializers.ListField(
+        child=serializers.ListField(child=serializers.IntegerField()),
+        required=False,
+        allow_null=True,
+        help_text="Groups of response ids, best first; a group of several is a tie.",
+    )
+    thumb = serializers.ChoiceField(choices=[1, -1], required=False, allow_null=True)
+    strength = serializers.IntegerField(required=False, allow_null=True)
+    both_bad = serializers.BooleanField(default=False)
+    comment = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
+    seconds = serializers.FloatField(min_value=0, required=False, allow_null=True)
+
+    def answer(self) -> assignment.Answer:
+        """Return the validated content as the service takes it."""
+        values = dict(self.validated_data)
+        for key in ("slot", "token", "client_id"):
+            values.pop(key)
+        values.pop("next", None)
+        return assignment.Answer(**values)
+
+
+class JudgementsView(ProjectAPIView):
+    write_scope = Scope.JUDGE
+
+    class Input(AnswerInput):
+        next = serializers.BooleanField(
+            default=False, help_text="Bring the next task in the same answer."
+        )
+
+    class Output(serializers.Serializer[Any]):
+        id = serializers.IntegerField()
+        client_id = serializers.UUIDField()
+        next = TaskOutput(allow_null=True)
+
+    @extend_schema(responses=JudgementSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List judgements, newest first: your own, or all of them as a lead."""
+        rows: QuerySet[Judgement] = Judgement.objects.select_related("item", "annotator")
+        led = self.projects(Role.LEAD)
+        rows = rows.filter(campaign__project__in=led) | rows.filter(
+            annotator=self.user, campaign__project__in=self.projects()
+        )
+        if campaign := request.query_params.get("campaign"):
+            rows = rows.filter(campaign=campaign) if campaign.isdigit() else rows.none()
+        return paginated(rows, JudgementSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: Output})
+    def post(self, request: Request) -> Response:
+        """Submit a judgement; the same client_id again is answered with the stored one."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        values = data.validated_data
+        slot = get_object_or_404(
+            Slot.objects.select_related("campaign").only("pk", "campaign"), pk=values["slot"]
+        )
+        self.membership(slot.campaign.project_id)
+        judgement = assignment.submit(
+            slot_id=values["slot"],
+            token=values["token"],
+            client_id=values["client_id"],
+            annotator=self.user,
+            answer=data.answer(),
+        )
+        following = None
+        if values["next"]:
+            task = assignment.claim(campaign=slot.campaign, annotator=self.user)
+            following = task_json(task, slot.campaign) if task is not None else None
+        body = {
+            "id": judgement.pk,
+            "client_id": str(judgement.client_id),
+            "next": following,
+        }
+        return Response(body, status=status.HTTP_201_CREATED)
+
+
+class SlotInput(serializers.Serializer[Any]):
+    token = serializers.IntegerField(min_value=0)
+
+
+class OneSlotView(ProjectAPIView):
+    """An operation on a slot that the caller holds."""
+
+    scope = Scope.JUDGE
+
+    def check_slot(self, pk: int) -> None:
+        slot = get_object_or_404(Slot.objects.select_related("campaign"), pk=pk)
+        self.membership(slot.campaign.project_id)
+
+
+class RenewView(OneSlotView):
+    @extend_schema(request=SlotInput, responses={204: None})
+    def post(self, request: Request, pk: int) -> Response:
+        """Extend the lease of a task in hand."""
+        data = SlotInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        self.check_slot(pk)
+        assignment.renew(slot_id=pk, token=data.validated_data["token"], annotator=self.user)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class SkipView(OneSlotView):
+    class Input(SlotInput):
+        reason = serializers.ChoiceField(choices=SkipReason.choices)
+        note = serializers.CharField(max_length=500, allow_blank=True, default="")
+
+    @extend_schema(request=Input, responses={204: None})
+    def post(self, request: Request, pk: int) -> Response:
+        """Give a task back; its item does not come to you again."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        self.check_slot(pk)
+        values = data.validated_data
+        assignment.skip(
+            slot_id=pk,
+            token=values["token"],
+            annotator=self.user,
+            reason=SkipReason(values["reason"]),
+            note=values["note"],
+        )
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class FeedbackSerializer(serializers.ModelSerializer[CompletionFeedback]):
+    version = serializers.CharField(source="completion.version.name")
+    user = serializers.CharField(source="user.username", default=None)
+
+    class Meta:
+        model = CompletionFeedback
+        fields = [
+            "id",
+            "completion",
+            "client_id",
+            "version",
+            "user",
+            "thumb",
+            "comment",
+            "correction",
+            "complaint",
+            "created_at",
+        ]
+
+
+class CompletionFeedbackView(ProjectAPIView):
+    scope = Scope.CHAT
+
+    class Input(serializers.Serializer[Any]):
+        thumb = serializers.ChoiceField(choices=[1, -1], required=False, allow_null=True)
+        comment = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
+        correction = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
+        complaint = serializers.BooleanField(default=False)
+        client_id = serializers.UUIDField(required=False)
+
+    @extend_schema(request=Input, responses={201: FeedbackSerializer})
+    def post(self, request: Request, pk: str) -> Response:
+        """Say what you think of an answer: a thumb, a comment, a correction, a complaint."""
+        completion = get_object_or_404(Completion.objects.select_related("version"), pk=pk)
+        self.membership(completion.project_id)
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        feedback = services.give_feedback(
+            completion=completion, user=self.user, **data.validated_data
+        )
+        return Response(FeedbackSerializer(feedback).data, status=status.HTTP_201_CREATED)
+
+
+class FeedbackListView(ProjectAPIView):
+    role = Role.LEAD
+
+    @extend_schema(responses=FeedbackSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List feedback on completions, newest first."""
+        rows = CompletionFeedback.objects.filter(completion__project__in=self.projects())
+        return paginated(
+            rows.select_related("completion__version", "user"), FeedbackSerializer, request, self
+        )

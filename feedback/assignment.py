@@ -1,0 +1,333 @@
+"""Hand out tasks and take judgements: exactly N for each item, whatever happens.
+
+An item that needs N judgements has N slot rows from the start. ``claim`` takes one with SKIP LOCKED
+and stamps holder, expiry and fencing token; ``submit`` fills it only for the bearer of that token.
+Unique constraints hold the same promises underneath. All times are the database's own clock, so
+a web host whose clock jumps neither loses nor doubles anything.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, connection, transaction
+from django.db.models import DateTimeField, ExpressionWrapper, F, Func, Value
+from django.db.models.functions import Now
+
+from accounts.errors import Conflict, ProductError, TooLarge
+from accounts.models import User
+from feedback.models import (
+    MAX_COMMENT,
+    UNDO_WINDOW,
+    Campaign,
+    Item,
+    Judgement,
+    Response,
+    Skip,
+    SkipReason,
+    Slot,
+)
+
+_CLAIM = """
+UPDATE feedback_slot AS slot
+   SET state = 'leased', holder_id = %(me)s, token = slot.token + 1, leased_at = now(),
+       lease_expires_at = now() + make_interval(secs => %(lease)s)
+  FROM (SELECT candidate.id
+          FROM feedback_slot AS candidate
+         WHERE candidate.campaign_id = %(campaign)s AND {free}
+           AND NOT EXISTS (SELECT 1 FROM feedback_slot AS mine
+                            WHERE mine.item_id = candidate.item_id AND mine.holder_id = %(me)s)
+           AND NOT EXISTS (SELECT 1 FROM feedback_skip AS skip
+                            WHERE skip.item_id = candidate.item_id AND skip.annotator_id = %(me)s)
+         ORDER BY {order}
+         LIMIT 1
+           FOR UPDATE OF candidate SKIP LOCKED) AS chosen
+ WHERE slot.id = chosen.id
+RETURNING slot.id
+"""
+_CLAIM_OPEN = _CLAIM.format(
+    free="candidate.state = 'open'", order='candidate."index", candidate.shuffle'
+)
+_CLAIM_EXPIRED = _CLAIM.format(
+    free="candidate.state = 'leased' AND candidate.lease_expires_at < now()",
+    order="candidate.lease_expires_at",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What an annotator sees: a slot with its prompt and responses in the order to show them."""
+
+    slot: Slot
+    messages: list[dict[str, str]]
+    responses: list[Response]
+
+    @property
+    def client_id(self) -> uuid.UUID:
+        """Return the id under which this hand-out's judgement is stored, the same in every tab."""
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"laurel:{self.slot.pk}:{self.slot.token}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an annotator sends; exactly one of ranking and thumb."""
+
+    ranking: list[list[int]] | None = None
+    thumb: int | None = None
+    strength: int | None = None
+    both_bad: bool = False
+    comment: str = ""
+    seconds: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def orders(*, item_id: int, seed: int, responses: int, slots: int) -> list[list[int]]:
+    """Return the left-to-right order for each slot: random, and balanced within the item.
+
+    Every second slot shows the reverse of the one before, so each pair of responses stands equally
+    often either way round (to within one when ``slots`` is odd).
+    """
+    chooser = random.Random(f"{seed}:{item_id}")
+    result: list[list[int]] = []
+    for index in range(slots):
+        if index % 2 == 0:
+            order = list(range(responses))
+            chooser.shuffle(order)
+        else:
+            order = result[-1][::-1]
+        result.append(order)
+    return result
+
+
+def make_slots(item: Item, *, campaign: Campaign, responses: int) -> list[Slot]:
+    """Return the unsaved slots of a new item."""
+    shuffles = random.Random(f"{campaign.seed}:shuffle:{item.pk}")
+    places = orders(
+        item_id=item.pk,
+        seed=campaign.seed,
+        responses=responses,
+        slots=campaign.judgements_per_item,
+    )
+    return [
+        Slot(
+            campaign=campaign,
+            item=item,
+            index=index,
+            shuffle=shuffles.randrange(-(2**31), 2**31),
+            order=order,
+        )
+        for index, order in enumerate(places)
+    ]
+
+
+def claim(*, campaign: Campaign, annotator: User) -> Task | None:
+    """Return the annotator's task: the one they hold, or a new one; None when nothing is left."""
+    slot = _held(campaign, annotator)
+    if slot is None:
+        if campaign.state != Campaign.State.OPEN:
+            return None
+        slot_id = _claim_new(campaign, annotator)
+        if slot_id is None:
+            return None
+        slot = Slot.objects.select_related("item__prompt").get(pk=slot_id)
+    return _task(slot)
+
+
+def _held(campaign: Campaign, annotator: User) -> Slot | None:
+    return (
+        Slot.objects.select_related("item__prompt")
+        .filter(campaign=campaign, holder=annotator, state=Slot.State.LEASED)
+        .first()
+    )
+
+
+def _claim_new(campaign: Campaign, annotator: User) -> int | None:
+    values = {"me": annotator.pk, "campaign": campaign.pk, "lease": settings.LEASE_SECONDS}
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            for statement in (_CLAIM_OPEN, _CLAIM_EXPIRED):
+                cursor.execute(statement, values)
+                if row := cursor.fetchone():
+                    return int(row[0])
+    except IntegrityError:
+        # The same annotator asked twice at once (two tabs); the other request took a slot.
+        held = _held(campaign, annotator)
+        return held.pk if held is not None else None
+    return None
+
+
+def _task(slot: Slot) -> Task:
+    by_position = {r.position: r for r in Response.objects.filter(item_id=slot.item_id)}
+    return Task(
+        slot=slot,
+        messages=slot.item.prompt.messages,
+        responses=[by_position[position] for position in slot.order],
+    )
+
+
+def _lease_end() -> Any:
+    interval = Func(
+        Value(settings.LEASE_SECONDS),
+        function="make_interval",
+        template="%(function)s(secs => %(expressions)s)",
+    )
+    return ExpressionWrapper(Now() + interval, output_field=DateTimeField())
+
+
+def renew(*, slot_id: int, token: int, annotator: User) -> None:
+    """Extend a lease (the page's heartbeat); Conflict when it is no longer held."""
+    renewed = Slot.objects.filter(
+        pk=slot_id, holder=annotator, token=token, state=Slot.State.LEASED
+    ).update(lease_expires_at=_lease_end())
+    if not renewed:
+        raise Conflict("This task was given to somebody else or is done. Take the next one.")
+
+
+def submit(
+    *, slot_id: int, token: int, client_id: uuid.UUID, annotator: User, answer: Answer
+) -> Judgement:
+    """Store the judgement and fill its slot; the same client id again returns the stored one.
+
+    Errors: ProductError for an answer that does not fit the item, Conflict when the slot is no
+    longer held under this token. In both cases nothing is changed.
+    """
+    slot = (
+        Slot.objects.select_related("campaign")
+        .filter(pk=slot_id, campaign__project__memberships__user=annotator)
+        .first()
+    )
+    if slot is None:
+        raise ProductError("There is no such task here. Take the next one.")
+    if (earlier := _replayed(client_id, annotator, slot)) is not None:
+        return earlier
+    positions = dict(Response.objects.filter(item_id=slot.item_id).values_list("position", "id"))
+    shown = [positions[position] for position in slot.order]
+    _check(answer, kind=slot.campaign.kind, response_ids=shown)
+    try:
+        with transaction.atomic():
+            filled = Slot.objects.filter(
+                pk=slot_id, holder=annotator, token=token, state=Slot.State.LEASED
+            ).update(state=Slot.State.FILLED, lease_expires_at=None)
+            if not filled:
+                raise Conflict(
+                    "This task ran out of time and went to somebody else, or you have already "
+                    "judged it. Nothing was stored; take the next one."
+                )
+            return Judgement.objects.create(
+                client_id=client_id,
+                slot=slot,
+                item_id=slot.item_id,
+                campaign_id=slot.campaign_id,
+                annotator=annotator,
+                ranking=answer.ranking,
+                thumb=answer.thumb,
+                strength=answer.strength,
+                both_bad=answer.both_bad,
+                comment=answer.comment,
+                shown=shown,
+                seconds=answer.seconds,
+            )
+    except (IntegrityError, Conflict):
+        # A double click: both requests passed the first look, and the other one stored it.
+        if (earlier := _replayed(client_id, annotator, slot)) is not None:
+            return earlier
+        raise
+
+
+def _replayed(client_id: uuid.UUID, annotator: User, slot: Slot) -> Judgement | None:
+    earlier = Judgement.objects.filter(client_id=client_id).first()
+    if earlier is None:
+        return None
+    if earlier.annotator_id != annotator.pk or earlier.slot_id != slot.pk:
+        raise Conflict("This client id was used for another judgement. Send a fresh UUID.")
+    return earlier
+
+
+def _check(answer: Answer, *, kind: str, response_ids: list[int]) -> None:
+    """Refuse an answer that is not whole or not about these responses."""
+    if len(answer.comment) > MAX_COMMENT:
+        raise TooLarge(
+            f"The comment has {len(answer.comment):,} characters; {MAX_COMMENT:,} is the most. "
+            "Shorten it."
+        )
+    if kind == Campaign.Kind.THUMBS:
+        if answer.thumb not in (-1, 1) or answer.ranking is not None:
+            raise ProductError("Send “thumb” as 1 (up) or -1 (down), and no ranking.")
+        return
+    if answer.ranking is None or answer.thumb is not None:
+        raise ProductError("Send a “ranking” (groups of response ids, best first), and no thumb.")
+    named = [response_id for group in answer.ranking for response_id in group]
+    if any(not group for group in answer.ranking):
+        raise ProductError("A group of the ranking is empty. Leave it out.")
+    if unknown := sorted(set(named) - set(response_ids)):
+        raise ProductError(
+            f"The ranking names responses that this task does not have: {unknown[:5]}."
+        )
+    if len(named) != len(set(named)):
+        raise ProductError("The ranking names a response more than once. Name each one once.")
+    if missing := sorted(set(response_ids) - set(named)):
+        raise ProductError(f"The ranking leaves out the responses {missing}. Place every one.")
+    if answer.strength is not None and answer.strength not in (1, 2, 3):
+        raise ProductError("“strength” is 1 (slightly), 2 (clearly) or 3 (significantly).")
+    if answer.both_bad and len(answer.ranking) != 1:
+        raise ProductError("“both_bad” goes with a tie of all responses.")
+
+
+@transaction.atomic
+def skip(*, slot_id: int, token: int, annotator: User, reason: SkipReason, note: str = "") -> None:
+    """Give the slot back for somebody else; the item does not come back to this annotator."""
+    slot = Slot.objects.filter(
+        pk=slot_id, holder=annotator, token=token, state=Slot.State.LEASED
+    ).first()
+    if slot is None:
+        raise Conflict("This task is no longer yours. Take the next one.")
+    Skip.objects.get_or_create(
+        item_id=slot.item_id,
+        annotator=annotator,
+        defaults={"reason": reason, "note": note[:500]},
+    )
+    freed = Slot.objects.filter(pk=slot_id, token=token, state=Slot.State.LEASED).update(
+        state=Slot.State.OPEN, holder=None, lease_expires_at=None, leased_at=None
+    )
+    if not freed:
+        raise Conflict("This task is no longer yours. Take the next one.")
+
+
+def last_undoable(*, campaign: Campaign, annotator: User) -> Judgement | None:
+    """Return the annotator's latest standing judgement here if it is recent enough to take back."""
+    latest = (
+        Judgement.objects.standing()
+        .filter(campaign=campaign, annotator=annotator, created_at__gt=Now() - UNDO_WINDOW)
+        .order_by("-id")
+        .first()
+    )
+    return latest
+
+
+@transaction.atomic
+def undo(*, campaign: Campaign, annotator: User) -> Task:
+    """Take back the last judgement within the window and hold its slot again; the record stays."""
+    judgement = last_undoable(campaign=campaign, annotator=annotator)
+    if judgement is None:
+        minutes = int(UNDO_WINDOW.total_seconds() // 60)
+        raise Conflict(f"There is no judgement of yours from the last {minutes} minutes to undo.")
+    retracted = Judgement.objects.filter(pk=judgement.pk, retracted_at__isnull=True).update(
+        retracted_at=Now(), retracted_by=annotator, retracted_why="undone by its annotator"
+    )
+    if not retracted:
+        raise Conflict("This judgement was already undone.")
+    # The task in hand goes back unjudged: one lease per annotator and campaign.
+    Slot.objects.filter(campaign=campaign, holder=annotator, state=Slot.State.LEASED).update(
+        state=Slot.State.OPEN, holder=None, lease_expires_at=None, leased_at=None
+    )
+    Slot.objects.filter(pk=judgement.slot_id, state=Slot.State.FILLED).update(
+        state=Slot.State.LEASED,
+        token=F("token") + 1,
+        leased_at=Now(),
+        lease_expires_at=_lease_end(),
+    )
+    return _task(Slot.objects.select_related("item__prompt").get(pk=judgement.slot_id))

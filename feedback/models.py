@@ -1,0 +1,365 @@
+"""Prompts, campaigns, items with responses, slots, judgements, feedback on completions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Count, F, Q
+from django.utils import timezone
+
+from accounts.models import Project, User
+from inference.models import Completion
+
+MAX_COMMENT = 10_000
+MAX_CORRECTION = 50_000
+MAX_RESPONSES = 9
+UNDO_WINDOW = timedelta(minutes=10)
+
+
+def text_digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value in its canonical form."""
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class PromptQuerySet(models.QuerySet["Prompt"]):
+    def visible_to(self, user: Any) -> PromptQuerySet:
+        return self.filter(project__memberships__user=user)
+
+
+class Prompt(models.Model):
+    """A conversation that ends with the user's turn; the same conversation is kept once."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="prompts")
+    messages = models.JSONField()
+    digest = models.CharField(max_length=64)
+    tags = ArrayField(models.CharField(max_length=60), default=list, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = PromptQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["project", "digest"], name="prompt_once_per_project")
+        ]
+
+    def __str__(self) -> str:
+        return self.last_turn[:80]
+
+    @property
+    def last_turn(self) -> str:
+        return str(self.messages[-1]["content"]) if self.messages else ""
+
+
+class CampaignQuerySet(models.QuerySet["Campaign"]):
+    def visible_to(self, user: Any) -> CampaignQuerySet:
+        """Return the campaigns in the user's projects."""
+        return self.filter(project__memberships__user=user)
+
+    def with_progress(self) -> CampaignQuerySet:
+        """Add ``slot_count``, ``filled_count`` and ``item_count``; one query."""
+        return self.annotate(
+            slot_count=Count("slots", distinct=True),
+            filled_count=Count("slots", filter=Q(slots__state=Slot.State.FILLED), distinct=True),
+            item_count=Count("items", distinct=True),
+        )
+
+
+class Campaign(models.Model):
+    """A set of items judged in one way, N times each."""
+
+    class Kind(models.TextChoices):
+        RANKING = "ranking", "rank all responses"
+        PAIRWISE = "pairwise", "compare two responses"
+        THUMBS = "thumbs", "thumb up or down for one response"
+
+    class State(models.TextChoices):
+        GENERATING = "generating", "generating responses"
+        OPEN = "open", "open"
+        PAUSED = "paused", "paused"
+        CLOSED = "closed", "closed"
+        FAILED = "failed", "failed"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="campaigns")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.RANKING)
+    instructions = models.TextField(blank=True, max_length=20_000)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.GENERATING)
+    reason = models.CharField(max_length=500, blank=True)
+    judgements_per_item = models.PositiveSmallIntegerField(
+        default=3, validators=[MinValueValidator(1), MaxValueValidator(50)]
+    )
+    responses_per_item = models.PositiveSmallIntegerField(
+        default=4, validators=[MinValueValidator(1), MaxValueValidator(MAX_RESPONSES)]
+    )
+    # [{"version": id, "temperature": 1.0, "top_p": 1.0, "max_tokens": 128}, …] used in turn
+    sources = models.JSONField(default=list, blank=True)
+    seed = models.PositiveIntegerField(default=0)
+    generated = models.PositiveIntegerField(default=0)
+    to_generate = models.PositiveIntegerField(default=0)
+    # Moves with every generated item; a generation that stands still is started again.
+    touched_at = models.DateTimeField(default=timezone.now)
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = CampaignQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(kind="pairwise") | Q(responses_per_item=2), name="pairwise_has_two"
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind="thumbs") | Q(responses_per_item=1), name="thumbs_has_one"
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind="ranking") | Q(responses_per_item__gte=2),
+                name="ranking_has_two_or_more",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Item(models.Model):
+    """One prompt with the responses that are judged together."""
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="items")
+    prompt = models.ForeignKey(Prompt, on_delete=models.PROTECT, related_name="items")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["campaign", "prompt"], name="prompt_once_per_campaign")
+        ]
+
+    def __str__(self) -> str:
+        return f"item {self.pk}"
+
+
+class Response(models.Model):
+    """A text to be judged; who wrote it stays hidden from annotators."""
+
+    item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="responses")
+    position = models.PositiveSmallIntegerField()
+    text = models.TextField()
+    completion = models.OneToOneField(
+        Completion, on_delete=models.PROTECT, null=True, blank=True, related_name="response"
+    )
+    source = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["item", "position"]
+        constraints = [
+            models.UniqueConstraint(fields=["item", "position"], name="response_position_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"response {self.position} of item {self.item_id}"
+
+
+class Slot(models.Model):
+    """One of the N places for a judgement on an item.
+
+    ``token`` is the fencing token: each claim raises it, and only its bearer can fill the slot.
+    ``holder`` stays after filling, so the unique constraint keeps one person from two slots of an
+    item.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", "open"
+        LEASED = "leased", "leased"
+        FILLED = "filled", "filled"
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="slots")
+    item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="slots")
+    index = models.PositiveSmallIntegerField()
+    # Slots are handed out by (index, shuffle): every item once before any item twice.
+    shuffle = models.IntegerField()
+    # Positions of the item's responses from left to right, as this slot shows them.
+    order = ArrayField(models.PositiveSmallIntegerField())
+    state = models.CharField(max_length=6, choices=State.choices, default=State.OPEN)
+    holder = models.ForeignKey(User, on_delete=models.PROTECT, null=True, related_name="+")
+    token = models.PositiveIntegerField(default=0)
+    lease_expires_at = models.DateTimeField(null=True)
+    leased_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["item", "index"], name="slot_index_once"),
+            models.UniqueConstraint(
+                fields=["item", "holder"],
+                condition=Q(holder__isnull=False),
+                name="one_slot_of_an_item_per_annotator",
+            ),
+            models.UniqueConstraint(
+                fields=["campaign", "holder"],
+                condition=Q(state="leased"),
+                name="one_lease_per_annotator_and_campaign",
+            ),
+            models.CheckConstraint(
+                condition=Q(state="open", holder__isnull=True, lease_expires_at__isnull=True)
+                | Q(state="leased", holder__isnull=False, lease_expires_at__isnull=False)
+                | Q(state="filled", holder__isnull=False, lease_expires_at__isnull=True),
+                name="slot_state_matches_its_lease",
+            ),
+        ]
+        indexes = [
+            # What a claim walks: only open slots, in the order of hand-out.
+            models.Index(
+                fields=["campaign", "index", "shuffle"],
+                condition=Q(state="open"),
+                name="slot_open",
+            ),
+            models.Index(
+                fields=["campaign", "lease_expires_at"],
+                condition=Q(state="leased"),
+                name="slot_leased",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"slot {self.index} of item {self.item_id} ({self.state})"
+
+
+class SkipReason(models.TextChoices):
+    UNCLEAR = "unclear", "The prompt is unclear"
+    KNOWLEDGE = "knowledge", "I do not know the subject"
+    HARMFUL = "harmful", "It upsets me"
+    BROKEN = "broken", "Something is broken"
+    OTHER = "other", "Another reason"
+
+
+class Skip(models.Model):
+    """One person's refusal of one item: the item does not come back to them."""
+
+    item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="skips")
+    annotator = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    reason = models.CharField(max_length=10, choices=SkipReason.choices)
+    note = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["item", "annotator"], name="skip_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.annotator} skipped item {self.item_id}"
+
+
+class JudgementQuerySet(models.QuerySet["Judgement"]):
+    def standing(self) -> JudgementQuerySet:
+        """Return the judgements that nobody took back."""
+        return self.filter(retracted_at__isnull=True)
+
+
+class Judgement(models.Model):
+    """What one annotator thought of one item, as it was submitted; never edited."""
+
+    client_id = models.UUIDField(unique=True)
+    slot = models.ForeignKey(Slot, on_delete=models.PROTECT, related_name="judgements")
+    item = models.ForeignKey(Item, on_delete=models.PROTECT, related_name="judgements")
+    campaign = models.ForeignKey(Campaign, on_delete=models.PROTECT, related_name="judgements")
+    annotator = models.ForeignKey(User, on_delete=models.PROTECT, related_name="judgements")
+    # Groups of response ids from best to worst; a group of several is a tie.
+    ranking = models.JSONField(null=True)
+    thumb = models.SmallIntegerField(null=True)
+    # How much better the first is: 3 significantly, 2 clearly, 1 slightly.
+    strength = models.PositiveSmallIntegerField(null=True)
+    both_bad = models.BooleanField(default=False)
+    comment = models.TextField(blank=True, max_length=MAX_COMMENT)
+    # Response ids from left to right, as they were shown.
+    shown = ArrayField(models.BigIntegerField())
+    seconds = models.FloatField(null=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    retracted_at = models.DateTimeField(null=True)
+    retracted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    retracted_why = models.CharField(max_length=300, blank=True)
+
+    objects = JudgementQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["slot"], condition=Q(retracted_at__isnull=True), name="slot_filled_once"
+            ),
+            models.UniqueConstraint(
+                fields=["item", "annotator"],
+                condition=Q(retracted_at__isnull=True),
+                name="one_standing_judgement_per_annotator_and_item",
+            ),
+            models.CheckConstraint(
+                condition=Q(ranking__isnull=False) ^ Q(thumb__isnull=False),
+                name="a_ranking_or_a_thumb",
+            ),
+            models.CheckConstraint(
+                condition=Q(thumb__isnull=True) | Q(thumb__in=[-1, 1]), name="thumb_up_or_down"
+            ),
+            models.CheckConstraint(
+                condition=Q(strength__isnull=True) | Q(strength__range=(1, 3)),
+                name="strength_1_to_3",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["campaign", "annotator", "-id"], name="judgement_by_annotator"),
+            models.Index(fields=["annotator", "-created_at"], name="judgement_by_day"),
+        ]
+
+    def __str__(self) -> str:
+        return f"judgement {self.pk}"
+
+
+class CompletionFeedbackQuerySet(models.QuerySet["CompletionFeedback"]):
+    def visible_to(self, user: Any) -> CompletionFeedbackQuerySet:
+        return self.filter(completion__project__memberships__user=user)
+
+
+class CompletionFeedback(models.Model):
+    """What somebody said of an answer in use: a thumb, a comment, what they would have liked."""
+
+    completion = models.ForeignKey(Completion, on_delete=models.CASCADE, related_name="feedback")
+    client_id = models.UUIDField(default=uuid.uuid4)
+    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    thumb = models.SmallIntegerField(null=True)
+    comment = models.TextField(blank=True, max_length=MAX_COMMENT)
+    correction = models.TextField(blank=True, max_length=MAX_CORRECTION)
+    complaint = models.BooleanField(default=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = CompletionFeedbackQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["completion", "client_id"], name="feedback_once_per_client_id"
+            ),
+            models.CheckConstraint(
+                condition=Q(thumb__isnull=True) | Q(thumb__in=[-1, 1]),
+                name="feedback_thumb_up_or_down",
+            ),
+            models.CheckConstraint(
+                condition=Q(thumb__isnull=False)
+                | ~Q(comment="")
+                | ~Q(correction="")
+                | Q(complaint=True),
+                name="feedback_says_something",
+            ),
+        ]
+        indexes = [models.Index(F("created_at").desc(), name="feedback_by_time")]
+
+    def __str__(self) -> str:
+        return f"feedback {self.pk} on {self.completion_id}"

@@ -1,0 +1,347 @@
+"""What changes prompts, campaigns and feedback on completions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from accounts.errors import Conflict, ProductError, TooLarge, Unavailable
+from accounts.models import Project, User
+from accounts.services import audit
+from feedback.assignment import make_slots
+from feedback.models import (
+    MAX_COMMENT,
+    MAX_CORRECTION,
+    Campaign,
+    CompletionFeedback,
+    Item,
+    Prompt,
+    Response,
+    Slot,
+    text_digest,
+)
+from inference import client
+from inference.models import Completion, Version
+from inference.services import load_on_engines
+
+ROLES = ("system", "user", "assistant")
+# A source that keeps giving the same text is asked this often for a different one.
+DISTINCT_ATTEMPTS = 4
+GENERATION_THREADS = 4
+STALLED_AFTER = timedelta(seconds=90)
+
+
+def check_messages(messages: Any) -> list[dict[str, str]]:
+    """Return a conversation that ends with the user's turn, or raise ProductError."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, list) or not messages:
+        raise ProductError("A prompt is a text or a list of {role, content} messages.")
+    clean: list[dict[str, str]] = []
+    for number, message in enumerate(messages, start=1):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(content, str) or not content.strip():
+            raise ProductError(
+                f"Message {number} needs a “role” of {', '.join(ROLES)} and a “content” with text."
+            )
+        if "\x00" in content:
+            raise ProductError(f"Message {number} has a NUL character. Remove it.")
+        clean.append({"role": role, "content": content})
+    if clean[-1]["role"] != "user":
+        raise ProductError("The last message of a prompt must be the user's.")
+    return clean
+
+
+def add_prompts(
+    *, project: Project, prompts: Sequence[Any], tags: Sequence[str] = ()
+) -> list[Prompt]:
+    """Return the prompts, stored once each, in the order given; all of them or none."""
+    conversations = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            conversations.append(check_messages(prompt))
+        except ProductError as error:
+            raise ProductError(f"Prompt {number}: {error.message}") from error
+    digests = [text_digest(messages) for messages in conversations]
+    Prompt.objects.bulk_create(
+        [
+            Prompt(project=project, messages=messages, digest=digest, tags=list(tags))
+            for messages, digest in zip(conversations, digests, strict=True)
+        ],
+        ignore_conflicts=True,
+    )
+    stored = {
+        prompt.digest: prompt
+        for prompt in Prompt.objects.filter(project=project, digest__in=digests)
+    }
+    return [stored[digest] for digest in dict.fromkeys(digests)]
+
+
+@transaction.atomic
+def create_campaign(
+    *,
+    project: Project,
+    by: User | None,
+    name: str,
+    kind: Campaign.Kind,
+    prompts: Sequence[Prompt],
+    sources: Sequence[dict[str, Any]],
+    judgements_per_item: int = 3,
+    responses_per_item: int = 4,
+    instructions: str = "",
+    seed: int = 0,
+) -> Campaign:
+    """Create a campaign and queue the generation of its responses."""
+    from feedback.tasks import generate_responses
+
+    if not prompts:
+        raise ProductError("A campaign needs at least one prompt.")
+    if any(prompt.project_id != project.pk for prompt in prompts):
+        raise ProductError("A prompt belongs to another project.")
+    if kind == Campaign.Kind.THUMBS:
+        responses_per_item = 1
+    elif kind == Campaign.Kind.PAIRWISE:
+        responses_per_item = 2
+    campaign = Campaign(
+        project=project,
+        name=name,
+        kind=kind,
+        instructions=instructions,
+        judgements_per_item=judgements_per_item,
+        responses_per_item=responses_per_item,
+        sources=[check_source(project, source) for source in sources],
+        seed=seed,
+        to_generate=len(prompts),
+        created_by=by,
+    )
+    if not campaign.sources:
+        raise ProductError("Choose at least one version to write the responses.")
+    campaign.full_clean()
+    campaign.save()
+    items = [Item(campaign=campaign, prompt=prompt) for prompt in prompts]
+    Item.objects.bulk_create(items)
+    audit(project=project, by=by, action="campaign.create", target=name, prompts=len(prompts))
+    generate_responses.delay_on_commit(campaign.pk)
+    return campaign
+
+
+def check_source(project: Project, source: dict[str, Any]) -> dict[str, Any]:
+    """Return a source of responses with its defaults filled in, or raise ProductError."""
+    version = Version.objects.filter(project=project, pk=source.get("version")).first()
+    if version is None:
+        raise ProductError("A source names a version that this project does not have.")
+    try:
+        clean = {
+            "version": version.pk,
+            "temperature": float(source.get("temperature", 1.0)),
+            "top_p": float(source.get("top_p", 1.0)),
+            "max_tokens": int(source.get("max_tokens", 128)),
+        }
+    except (TypeError, ValueError):
+        raise ProductError("temperature, top_p and max_tokens of a source are numbers.") from None
+    if not 0 <= clean["temperature"] <= 2:
+        raise ProductError("temperature lies between 0 and 2.")
+    if not 0 < clean["top_p"] <= 1:
+        raise ProductError("top_p lies above 0 and at most at 1.")
+    if not 1 <= clean["max_tokens"] <= 4096:
+        raise ProductError("max_tokens lies between 1 and 4,096.")
+    return clean
+
+
+def generate_responses(*, campaign_id: int) -> None:
+    """Write the missing responses of a campaign and open it; safe to run again after a crash.
+
+    An item is finished in one transaction with its responses and slots, so a killed worker leaves
+    only whole items and untouched ones.
+    """
+    campaign = Campaign.objects.select_related("project").get(pk=campaign_id)
+    if campaign.state != Campaign.State.GENERATING:
+        return
+    versions = Version.objects.select_related("base").in_bulk(
+        [source["version"] for source in campaign.sources]
+    )
+    try:
+        for version in versions.values():
+            load_on_engines(version)
+        waiting = list(campaign.items.filter(slots__isnull=True).select_related("prompt"))
+        timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
+        with (
+            httpx.Client(timeout=timeout) as http,
+            ThreadPoolExecutor(GENERATION_THREADS) as threads,
+        ):
+            jobs = [threads.submit(_write_item, campaign, item, versions, http) for item in waiting]
+            try:
+                for item, job in zip(waiting, jobs, strict=True):
+                    _store_item(campaign, item, job.result())
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+    except (ProductError, Unavailable) as error:
+        Campaign.objects.filter(pk=campaign_id, state=Campaign.State.GENERATING).update(
+            state=Campaign.State.FAILED, reason=error.message[:500]
+        )
+        return
+    Campaign.objects.filter(pk=campaign_id, state=Campaign.State.GENERATING).update(
+        state=Campaign.State.OPEN
+    )
+
+
+def _write_item(
+    campaign: Campaign, item: Item, versions: dict[int, Version], http: httpx.Client
+) -> list[Completion]:
+    """Return unsaved completions for one item, texts differing where sources can; no database."""
+    completions: list[Completion] = []
+    for position in range(campaign.responses_per_item):
+        source = campaign.sources[position % len(campaign.sources)]
+        completions.append(
+            _write_response(campaign, item, position, source, versions, http, completions)
+        )
+    return completions
+
+
+def _write_response(
+    campaign: Campaign,
+    item: Item,
+    position: int,
+    source: dict[str, Any],
+    versions: dict[int, Version],
+    http: httpx.Client,
+    others: Sequence[Completion],
+) -> Completion:
+    version = versions[source["version"]]
+    urls = settings.ENGINE_URLS
+    for attempt in range(DISTINCT_ATTEMPTS):
+        sampling = {
+            "temperature": source["temperature"],
+            "top_p": source["top_p"],
+            "max_tokens": source["max_tokens"],
+            "seed": _seed(campaign.seed, item.prompt.digest, position, attempt),
+        }
+        generated = client.chat(
+            http,
+            url=urls[(item.pk + position) % len(urls)],
+            model=version.served_name,
+            messages=item.prompt.messages,
+            sampling=sampling,
+        )
+        text = generated.text.replace("\x00", "")
+        if text.strip() and all(text != other.text for other in others):
+            break
+    return Completion(
+        project_id=campaign.project_id,
+        version=version,
+        requested_model=version.name,
+        source=Completion.Source.CANDIDATE,
+        messages=item.prompt.messages,
+        text=text,
+        sampling=sampling,
+        finish_reason=generated.finish_reason,
+        prompt_tokens=generated.prompt_tokens,
+        completion_tokens=generated.completion_tokens,
+        milliseconds=generated.milliseconds,
+    )
+
+
+def _seed(*parts: Any) -> int:
+    """Return a seed below 2**31 that depends on every part and on nothing else."""
+    return int(text_digest([str(part) for part in parts])[:8], 16) & 0x7FFFFFFF
+
+
+@transaction.atomic
+def _store_item(campaign: Campaign, item: Item, completions: list[Completion]) -> None:
+    Item.objects.select_for_update().get(pk=item.pk)
+    if Slot.objects.filter(item=item).exists():
+        return  # another worker finished it first
+    Completion.objects.bulk_create(completions)
+    Response.objects.bulk_create(
+        Response(item=item, position=position, text=completion.text, completion=completion)
+        for position, completion in enumerate(completions)
+    )
+    Slot.objects.bulk_create(make_slots(item, campaign=campaign, responses=len(completions)))
+    Campaign.objects.filter(pk=campaign.pk).update(generated=F("generated") + 1, touched_at=Now())
+
+
+def resume_stalled_generations() -> int:
+    """Queue every generation again that stood still (a killed worker); return how many."""
+    from feedback.tasks import generate_responses
+
+    stalled = Campaign.objects.filter(
+        state=Campaign.State.GENERATING, touched_at__lt=Now() - STALLED_AFTER
+    )
+    ids = list(stalled.values_list("pk", flat=True))
+    for campaign_id in ids:
+        claimed = stalled.filter(pk=campaign_id).update(touched_at=Now())
+        if claimed:
+            generate_responses.delay(campaign_id)
+    return len(ids)
+
+
+def restart_generation(*, campaign: Campaign, by: User) -> None:
+    """Queue a failed or interrupted generation again; finished items are kept."""
+    from feedback.tasks import generate_responses
+
+    Campaign.objects.filter(pk=campaign.pk, state=Campaign.State.FAILED).update(
+        state=Campaign.State.GENERATING, reason=""
+    )
+    generate_responses.delay_on_commit(campaign.pk)
+    audit(project=campaign.project, by=by, action="campaign.generate", target=campaign.name)
+
+
+def set_campaign_state(*, campaign: Campaign, state: Campaign.State, by: User) -> None:
+    """Open, pause or close a campaign whose responses are there."""
+    allowed = {Campaign.State.OPEN, Campaign.State.PAUSED, Campaign.State.CLOSED}
+    if state not in allowed:
+        raise ProductError("A campaign can be opened, paused or closed.")
+    changed = Campaign.objects.filter(pk=campaign.pk, state__in=allowed).update(state=state)
+    if not changed:
+        raise Conflict("The responses of this campaign are not ready yet.")
+    audit(project=campaign.project, by=by, action=f"campaign.{state}", target=campaign.name)
+
+
+def give_feedback(
+    *,
+    completion: Completion,
+    user: User | None,
+    thumb: int | None = None,
+    comment: str = "",
+    correction: str = "",
+    complaint: bool = False,
+    client_id: uuid.UUID | None = None,
+) -> CompletionFeedback:
+    """Keep what somebody says of an answer; the same client id again changes nothing."""
+    if thumb not in (None, -1, 1):
+        raise ProductError("“thumb” is 1 (up) or -1 (down).")
+    if thumb is None and not comment and not correction and not complaint:
+        raise ProductError("Send a thumb, a comment, a correction or a complaint.")
+    for name, text, most in (
+        ("comment", comment, MAX_COMMENT),
+        ("correction", correction, MAX_CORRECTION),
+    ):
+        if len(text) > most:
+            raise TooLarge(
+                f"The {name} has {len(text):,} characters; {most:,} is the most. Shorten it."
+            )
+    client_id = client_id or uuid.uuid4()
+    try:
+        with transaction.atomic():
+            return CompletionFeedback.objects.create(
+                completion=completion,
+                client_id=client_id,
+                user=user,
+                thumb=thumb,
+                comment=comment,
+                correction=correction,
+                complaint=complaint,
+            )
+    except IntegrityError:
+        return CompletionFeedback.objects.get(completion=completion, client_id=client_id)

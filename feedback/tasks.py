@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from celery import shared_task
+
+
+@shared_task(name="feedback.tasks.generate_responses")
+def generate_responses(campaign_id: int) -> None:
+    """Write the missing responses of a campaign."""
+    from feedback import services
+
+    services.generate_responses(campaign_id=campaign_id)
+
+
+@shared_task(name="feedback.tasks.resume_stalled_generations")
+def resume_stalled_generations() -> None:
+    """Queue generations again whose worker was killed; runs every minute."""
+    from feedback import services
+
+    services.resume_stalled_generations()

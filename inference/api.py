@@ -1,0 +1,217 @@
+"""REST: versions and their files, aliases with their ledger, promotion and roll-back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import FileResponse, Http404
+from django.shortcuts import get_object_or_404
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.access import ProjectAPIView
+from accounts.models import Role, Scope
+from accounts.pagination import paginated
+from inference import services
+from inference.models import Alias, AliasMove, AliasName, Completion, Version
+
+
+class VersionSerializer(serializers.ModelSerializer[Version]):
+    name = serializers.CharField(read_only=True)
+    served_name = serializers.CharField(read_only=True)
+    base = serializers.CharField(source="base.name")
+    project = serializers.CharField(source="project.slug")
+    parent = serializers.CharField(source="parent.name", default=None)
+
+    class Meta:
+        model = Version
+        fields = [
+            "id",
+            "project",
+            "name",
+            "number",
+            "served_name",
+            "base",
+            "parent",
+            "method",
+            "digest",
+            "snapshot_digest",
+            "metrics",
+            "proof",
+            "created_at",
+        ]
+
+
+class MoveSerializer(serializers.ModelSerializer[AliasMove]):
+    alias = serializers.CharField(source="alias.name")
+    from_version = serializers.CharField(source="from_version.name", default=None)
+    to_version = serializers.CharField(source="to_version.name")
+    by = serializers.CharField(source="by.username", default=None)
+
+    class Meta:
+        model = AliasMove
+        fields = [
+            "id",
+            "alias",
+            "kind",
+            "from_version",
+            "to_version",
+            "by",
+            "why",
+            "milliseconds",
+            "at",
+        ]
+
+
+class VersionsView(ProjectAPIView):
+    @extend_schema(responses=VersionSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List versions, newest first."""
+        rows = Version.objects.filter(project__in=self.projects()).select_related(
+            "base", "project", "parent"
+        )
+        return paginated(rows, VersionSerializer, request, self)
+
+
+class OneVersionView(ProjectAPIView):
+    """An operation on one version of the caller's projects."""
+
+    def version(self, pk: int) -> Version:
+        rows = Version.objects.select_related("base", "project", "parent")
+        version = get_object_or_404(rows, pk=pk)
+        self.membership(version.project_id)
+        return version
+
+
+class VersionView(OneVersionView):
+    @extend_schema(responses=VersionSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one version."""
+        return Response(VersionSerializer(self.version(pk)).data)
+
+
+class VersionFilesView(OneVersionView):
+    class Output(serializers.Serializer[Any]):
+        name = serializers.CharField()
+        size = serializers.IntegerField()
+
+    @extend_schema(responses=Output(many=True))
+    def get(self, request: Request, pk: int) -> Response:
+        """List the files of an adapter."""
+        version = self.version(pk)
+        if version.is_base:
+            return Response([])
+        files = sorted(path for path in version.folder.iterdir() if path.is_file())
+        return Response([{"name": path.name, "size": path.stat().st_size} for path in files])
+
+
+class VersionFileView(OneVersionView):
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    def get(self, request: Request, pk: int, name: str) -> FileResponse:
+        """Download one file of an adapter."""
+        version = self.version(pk)
+        if version.is_base:
+            raise Http404
+        for path in version.folder.iterdir():  # only what is listed, so no path can be smuggled in
+            if path.is_file() and path.name == name:
+                return FileResponse(path.open("rb"), as_attachment=True, filename=name)
+        raise Http404
+
+
+class AliasesView(ProjectAPIView):
+    class Output(serializers.Serializer[Any]):
+        project = serializers.CharField(source="project.slug")
+        name = serializers.CharField()
+        version = VersionSerializer()
+
+    @extend_schema(responses=Output(many=True))
+    def get(self, request: Request) -> Response:
+        """List the aliases with the versions they name now."""
+        rows = Alias.objects.filter(project__in=self.projects()).select_related(
+            "version__base", "version__project", "version__parent", "project"
+        )
+        return Response(self.Output(rows, many=True).data)
+
+
+class MovesView(ProjectAPIView):
+    @extend_schema(responses=MoveSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List the alias ledger, newest first."""
+        rows = AliasMove.objects.filter(alias__project__in=self.projects()).select_related(
+            "alias", "from_version", "to_version", "by"
+        )
+        return paginated(rows, MoveSerializer, request, self)
+
+
+class MoveInput(serializers.Serializer[Any]):
+    alias = serializers.ChoiceField(choices=AliasName.choices, default=AliasName.PRODUCTION)
+    why = serializers.CharField(max_length=500, allow_blank=True, default="")
+
+
+class PromoteView(OneVersionView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=MoveInput, responses=MoveSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Put a version behind an alias."""
+        data = MoveInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        version = self.version(pk)
+        move = services.promote(
+            project=version.project,
+            version=version,
+            by=self.user,
+            why=data.validated_data["why"],
+            alias_name=AliasName(data.validated_data["alias"]),
+        )
+        return Response(MoveSerializer(move).data)
+
+
+class RollBackView(ProjectAPIView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=MoveInput, responses=MoveSerializer)
+    def post(self, request: Request) -> Response:
+        """Point an alias back at what it named before."""
+        data = MoveInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        move = services.roll_back(
+            project=self.project(),
+            by=self.user,
+            why=data.validated_data["why"],
+            alias_name=AliasName(data.validated_data["alias"]),
+        )
+        return Response(MoveSerializer(move).data)
+
+
+class CompletionSerializer(serializers.ModelSerializer[Completion]):
+    version = serializers.CharField(source="version.name")
+
+    class Meta:
+        model = Completion
+        fields = [
+            "id",
+            "version",
+            "requested_model",
+            "source",
+            "messages",
+            "text",
+            "sampling",
+            "finish_reason",
+            "prompt_tokens",
+            "completion_tokens",
+            "milliseconds",
+            "created_at",
+        ]
+
+
+class CompletionView(ProjectAPIView):
+    @extend_schema(responses=CompletionSerializer)
+    def get(self, request: Request, pk: str) -> Response:
+        """Fetch one recorded answer with the version that gave it."""
+        completion = get_object_or_404(Completion.objects.select_related("version"), pk=pk)
+        self.membership(completion.project_id)
+        return Response(CompletionSerializer(completion).data)

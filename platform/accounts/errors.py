@@ -1,0 +1,90 @@
+"""One error shape for the whole of /api/: ``{"message": sentence, "extra": {...}}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.http import Http404
+from rest_framework import exceptions, status
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+
+class ProductError(Exception):
+    """A refusal that a person can act on; ``message`` says what to do next."""
+
+    status_code = status.HTTP_400_BAD_REQUEST
+
+    def __init__(self, message: str, **extra: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.extra = extra
+
+
+class Conflict(ProductError):
+    """The request was sound, but the thing has moved on since."""
+
+    status_code = status.HTTP_409_CONFLICT
+
+
+class TooLarge(ProductError):
+    """More was sent than the field takes."""
+
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+
+
+class Unavailable(ProductError):
+    """A part of the product that is needed now does not answer."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+
+
+def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
+    """Map every expected exception to its status and one sentence; the rest becomes a 500."""
+    headers: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    if isinstance(exc, ProductError):
+        code, message, extra = exc.status_code, exc.message, exc.extra
+    elif isinstance(exc, RequestDataTooBig):
+        code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+        message = "The request is larger than 4 MB. Send less text."
+    elif isinstance(exc, Http404):
+        code = status.HTTP_404_NOT_FOUND
+        message = "There is no such thing here, or your projects do not include it."
+    elif isinstance(exc, PermissionDenied):
+        code = status.HTTP_403_FORBIDDEN
+        message = str(exc) or "Your role in this project does not allow this. Ask an admin of it."
+    elif isinstance(exc, DjangoValidationError):
+        code = status.HTTP_400_BAD_REQUEST
+        message = " ".join(exc.messages)
+    elif isinstance(exc, exceptions.ValidationError):
+        code = exc.status_code
+        message, extra = _first_sentence(exc.detail), {"fields": exc.detail}
+    elif isinstance(exc, exceptions.APIException):
+        code = exc.status_code
+        message = str(exc.detail)
+        if wait := getattr(exc, "wait", None):
+            headers["Retry-After"] = str(int(wait) + 1)
+        if auth_header := getattr(exc, "auth_header", None):
+            headers["WWW-Authenticate"] = auth_header
+    else:
+        return None
+    set_rollback()
+    return Response({"message": message, "extra": extra}, status=code, headers=headers)
+
+
+def _first_sentence(detail: Any, name: str = "") -> str:
+    """Return the first message of nested validation errors, with the field's name in front."""
+    if isinstance(detail, dict):
+        for key, value in detail.items():
+            if value:
+                path = key if not name else f"{name}.{key}"
+                return _first_sentence(value, "" if key == "non_field_errors" else path)
+    if isinstance(detail, list) and detail:
+        for index, value in enumerate(detail):
+            if value:
+                nested = isinstance(value, dict | list)
+                return _first_sentence(value, f"{name}[{index}]" if nested else name)
+    return f"{name}: {detail}" if name else str(detail)

@@ -1,0 +1,298 @@
+"""REST: snapshots, runs with their metrics, evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import FileResponse, Http404
+from django.shortcuts import get_object_or_404
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.access import ProjectAPIView
+from accounts.models import Role, Scope
+from accounts.pagination import paginated
+from feedback.models import Campaign
+from inference.models import Version
+from training import evaluation, runs, snapshots
+from training.models import Evaluation, Run, Snapshot
+
+
+class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
+    project = serializers.CharField(source="project.slug")
+
+    class Meta:
+        model = Snapshot
+        fields = [
+            "id",
+            "project",
+            "state",
+            "reason",
+            "campaigns",
+            "heldout_fraction",
+            "digest",
+            "manifest",
+            "created_at",
+        ]
+
+
+class SnapshotsView(ProjectAPIView):
+    role, write_scope = Role.LEAD, Scope.MANAGE
+
+    class Input(serializers.Serializer[Any]):
+        campaigns = serializers.ListField(child=serializers.IntegerField(), min_length=1)
+        heldout_fraction = serializers.FloatField(min_value=0, max_value=0.9, default=0.2)
+
+    @extend_schema(responses=SnapshotSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List snapshots, newest first."""
+        rows = Snapshot.objects.filter(project__in=self.projects()).select_related("project")
+        return paginated(rows.prefetch_related("campaigns"), SnapshotSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: SnapshotSerializer})
+    def post(self, request: Request) -> Response:
+        """Take a snapshot of what campaigns have collected so far."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        project = self.project()
+        wanted = data.validated_data["campaigns"]
+        campaigns = list(Campaign.objects.filter(project=project, pk__in=wanted))
+        if len(campaigns) != len(set(wanted)):
+            raise serializers.ValidationError("campaigns: one of them is not in this project.")
+        snapshot = snapshots.create_snapshot(
+            project=project,
+            campaigns=campaigns,
+            by=self.user,
+            heldout_fraction=data.validated_data["heldout_fraction"],
+        )
+        return Response(SnapshotSerializer(snapshot).data, status=201)
+
+
+class OneSnapshotView(ProjectAPIView):
+    role = Role.LEAD
+
+    def snapshot(self, pk: int) -> Snapshot:
+        snapshot = get_object_or_404(Snapshot.objects.select_related("project"), pk=pk)
+        self.membership(snapshot.project_id)
+        return snapshot
+
+
+class SnapshotView(OneSnapshotView):
+    @extend_schema(responses=SnapshotSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one snapshot with its manifest and ledger."""
+        return Response(SnapshotSerializer(self.snapshot(pk)).data)
+
+
+class SnapshotFileView(OneSnapshotView):
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    def get(self, request: Request, pk: int, name: str) -> FileResponse:
+        """Download train.parquet, heldout.parquet or manifest.json."""
+        snapshot = self.snapshot(pk)
+        if snapshot.state != Snapshot.State.READY or name not in (
+            "train.parquet",
+            "heldout.parquet",
+            "manifest.json",
+        ):
+            raise Http404
+        return FileResponse((snapshot.folder / name).open("rb"), as_attachment=True, filename=name)
+
+
+class RunSerializer(serializers.ModelSerializer[Run]):
+    project = serializers.CharField(source="project.slug")
+    start_version = serializers.CharField(source="start_version.name")
+    version_name = serializers.CharField(source="version.name", default=None)
+
+    class Meta:
+        model = Run
+        fields = [
+            "id",
+            "project",
+            "snapshot",
+            "start_version",
+            "method",
+            "arguments",
+            "seed",
+            "state",
+            "phase",
+            "reason",
+            "step",
+            "total_steps",
+            "attempts",
+            "report",
+            "version",
+            "version_name",
+            "created_at",
+            "started_at",
+            "ended_at",
+        ]
+
+
+class RunsView(ProjectAPIView):
+    role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+
+    class Input(serializers.Serializer[Any]):
+        snapshot = serializers.IntegerField(help_text="The id of a ready snapshot.")
+        start_version = serializers.IntegerField(
+            required=False, help_text="The id of the version to start from; the base if left out."
+        )
+        method = serializers.CharField(default="dpo")
+        arguments = serializers.DictField(default=dict)
+        seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
+
+    @extend_schema(responses=RunSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List runs, newest first."""
+        rows = Run.objects.filter(project__in=self.projects()).select_related(
+            "project", "start_version", "version"
+        )
+        return paginated(rows, RunSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: RunSerializer})
+    def post(self, request: Request) -> Response:
+        """Queue a training run."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        values = data.validated_data
+        project = self.project()
+        snapshot = get_object_or_404(Snapshot, pk=values["snapshot"], project=project)
+        versions = Version.objects.filter(project=project)
+        start = (
+            get_object_or_404(versions, pk=values["start_version"])
+            if ("start_version" in values)
+            else get_object_or_404(versions, number=0)
+        )
+        run = runs.start_run(
+            snapshot=snapshot,
+            start_version=start,
+            method=values["method"],
+            arguments=values["arguments"],
+            by=self.user,
+            seed=values["seed"],
+        )
+        return Response(RunSerializer(run).data, status=201)
+
+
+class OneRunView(ProjectAPIView):
+    role = Role.LEAD
+
+    def run(self, pk: int) -> Run:
+        rows = Run.objects.select_related("project", "start_version", "version", "snapshot")
+        run = get_object_or_404(rows, pk=pk)
+        self.membership(run.project_id)
+        return run
+
+
+class RunView(OneRunView):
+    @extend_schema(responses=RunSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one run with its state and report."""
+        return Response(RunSerializer(self.run(pk)).data)
+
+
+class RunMetricsView(OneRunView):
+    @extend_schema(responses={200: serializers.ListSerializer(child=serializers.DictField())})
+    def get(self, request: Request, pk: int) -> Response:
+        """List what the run reported step by step; ?after=N leaves out the steps up to N."""
+        after = request.query_params.get("after", "0")
+        rows = self.run(pk).metrics.filter(step__gt=int(after) if after.isdigit() else 0)
+        return Response(list(rows.values_list("values", flat=True)))
+
+
+class CancelRunView(OneRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=None, responses=RunSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Stop a run within one step."""
+        run = self.run(pk)
+        runs.cancel_run(run=run, by=self.user)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data)
+
+
+class RunAgainView(OneRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=None, responses={201: RunSerializer})
+    def post(self, request: Request, pk: int) -> Response:
+        """Queue the same training as a new run."""
+        run = runs.run_again(run=self.run(pk), by=self.user)
+        return Response(RunSerializer(run).data, status=201)
+
+
+class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
+    challenger = serializers.CharField(source="challenger.name")
+    champion = serializers.CharField(source="champion.name")
+
+    class Meta:
+        model = Evaluation
+        fields = [
+            "id",
+            "challenger",
+            "champion",
+            "snapshot",
+            "rule",
+            "samples",
+            "seed",
+            "sampling",
+            "state",
+            "reason",
+            "compared",
+            "result",
+            "created_at",
+        ]
+
+
+class EvaluationsView(ProjectAPIView):
+    role, write_scope = Role.LEAD, Scope.MANAGE
+
+    class Input(serializers.Serializer[Any]):
+        challenger = serializers.IntegerField(help_text="The id of a version.")
+        champion = serializers.IntegerField(help_text="The id of the version to beat.")
+        snapshot = serializers.IntegerField(help_text="Whose held-out prompts to use.")
+        rule = serializers.CharField(max_length=200, default="training.rules:concise")
+        samples = serializers.IntegerField(min_value=1, max_value=64, default=4)
+        seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
+
+    @extend_schema(responses=EvaluationSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List evaluations, newest first."""
+        rows = Evaluation.objects.filter(project__in=self.projects())
+        rows = rows.select_related("challenger", "champion")
+        return paginated(rows, EvaluationSerializer, request, self)
+
+    @extend_schema(request=Input, responses={201: EvaluationSerializer})
+    def post(self, request: Request) -> Response:
+        """Compare two versions on held-out prompts by a rule."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        values = data.validated_data
+        project = self.project()
+        versions = Version.objects.filter(project=project)
+        started = evaluation.start_evaluation(
+            challenger=get_object_or_404(versions, pk=values["challenger"]),
+            champion=get_object_or_404(versions, pk=values["champion"]),
+            snapshot=get_object_or_404(Snapshot, pk=values["snapshot"], project=project),
+            rule=values["rule"],
+            samples=values["samples"],
+            seed=values["seed"],
+            by=self.user,
+        )
+        return Response(EvaluationSerializer(started).data, status=201)
+
+
+class EvaluationView(ProjectAPIView):
+    role = Role.LEAD
+
+    @extend_schema(responses=EvaluationSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one evaluation."""
+        found = get_object_or_404(
+            Evaluation.objects.select_related("challenger", "champion"), pk=pk
+        )
+        self.membership(found.project_id)
+        return Response(EvaluationSerializer(found).data)

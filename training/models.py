@@ -1,0 +1,200 @@
+"""Snapshots of judgements, training runs with their metrics, and evaluations."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+
+from accounts.models import Project, User
+from feedback.models import Campaign
+from inference.models import Version
+
+
+class SnapshotQuerySet(models.QuerySet["Snapshot"]):
+    def visible_to(self, user: Any) -> SnapshotQuerySet:
+        """Return the snapshots in the user's projects."""
+        return self.filter(project__memberships__user=user)
+
+
+class Snapshot(models.Model):
+    """An immutable, hashed set of preference pairs; the files never change once it is ready."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued", "queued"
+        BUILDING = "building", "building"
+        READY = "ready", "ready"
+        FAILED = "failed", "failed"
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="snapshots")
+    campaigns = models.ManyToManyField(Campaign, related_name="snapshots")
+    state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
+    reason = models.CharField(max_length=500, blank=True)
+    heldout_fraction = models.FloatField(
+        default=0.2, validators=[MinValueValidator(0.0), MaxValueValidator(0.9)]
+    )
+    digest = models.CharField(max_length=64, blank=True)
+    path = models.CharField(max_length=500, blank=True)
+    manifest = models.JSONField(default=dict)
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = SnapshotQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(state="ready") | (~Q(digest="") & ~Q(path="")),
+                name="a_ready_snapshot_has_its_files",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"snapshot {self.pk} ({self.digest[:12] or self.state})"
+
+    @property
+    def folder(self) -> Path:
+        return Path(settings.ARTIFACTS_DIR) / self.path
+
+
+class RunQuerySet(models.QuerySet["Run"]):
+    def visible_to(self, user: Any) -> RunQuerySet:
+        """Return the runs in the user's projects."""
+        return self.filter(project__memberships__user=user)
+
+    def live(self) -> RunQuerySet:
+        """Return the runs that are neither done nor given up."""
+        return self.filter(state__in=Run.LIVE)
+
+
+class Run(models.Model):
+    """One training of one adapter; its directory can be rerun by hand without Django."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued", "queued"
+        RUNNING = "running", "running"
+        INTERRUPTED = "interrupted", "interrupted"
+        SUCCEEDED = "succeeded", "succeeded"
+        FAILED = "failed", "failed"
+        CANCELLED = "cancelled", "cancelled"
+
+    LIVE = (State.QUEUED, State.RUNNING, State.INTERRUPTED)
+
+    key = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="runs")
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="runs")
+    start_version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="runs_from")
+    method = models.CharField(max_length=20)
+    arguments = models.JSONField(default=dict)
+    seed = models.PositiveIntegerField(default=0)
+    state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
+    phase = models.CharField(max_length=20, blank=True)
+    reason = models.CharField(max_length=1000, blank=True)
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    # Who executes it now: a fresh id for each attempt, so a worker that lost it notices.
+    lease = models.UUIDField(null=True)
+    heartbeat_at = models.DateTimeField(null=True)
+    cancel_requested = models.BooleanField(default=False)
+    report = models.JSONField(default=dict)
+    version = models.OneToOneField(
+        Version, on_delete=models.PROTECT, null=True, blank=True, related_name="run"
+    )
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    objects = RunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(state="succeeded") | Q(version__isnull=False),
+                name="a_succeeded_run_has_its_version",
+            ),
+            models.CheckConstraint(
+                condition=Q(state="running", lease__isnull=False) | ~Q(state="running"),
+                name="a_running_run_has_a_lease",
+            ),
+        ]
+        indexes = [models.Index(fields=["state", "heartbeat_at"], name="run_by_heartbeat")]
+
+    def __str__(self) -> str:
+        return f"run {self.pk} ({self.method}, {self.state})"
+
+    @property
+    def directory(self) -> Path:
+        return Path(settings.RUNS_DIR) / str(self.key)
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in self.LIVE
+
+
+class RunMetric(models.Model):
+    """What a run reported for one step, under the metric names that TRL logs."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="metrics")
+    step = models.PositiveIntegerField()
+    values = models.JSONField()
+
+    class Meta:
+        ordering = ["run", "step"]
+        constraints = [models.UniqueConstraint(fields=["run", "step"], name="metrics_once_a_step")]
+
+    def __str__(self) -> str:
+        return f"step {self.step} of run {self.run_id}"
+
+
+class RunNote(models.Model):
+    """A sentence from a run for its reader: a fallback taken, a phase begun, an interruption."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="notes")
+    message = models.CharField(max_length=1000)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Evaluation(models.Model):
+    """A challenger against a champion on held-out prompts, judged by a rule."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued", "queued"
+        RUNNING = "running", "running"
+        DONE = "done", "done"
+        FAILED = "failed", "failed"
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="evaluations")
+    challenger = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="evaluations")
+    champion = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="defences")
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="evaluations")
+    rule = models.CharField(max_length=200)
+    samples = models.PositiveSmallIntegerField(default=4)
+    seed = models.PositiveIntegerField(default=0)
+    sampling = models.JSONField(default=dict)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
+    reason = models.CharField(max_length=500, blank=True)
+    compared = models.PositiveIntegerField(default=0)
+    result = models.JSONField(default=dict)
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.challenger} against {self.champion}"

@@ -1,0 +1,384 @@
+"""Training runs: queue, claim, execute as a child process, follow, finish, take up again.
+
+Postgres holds the state; Celery only rings the bell. A run is claimed by a filtered update that
+stamps a fresh lease; whoever lost the lease stops touching the row. A worker that dies leaves a
+stale heartbeat behind, and ``sweep_runs`` makes the run claimable again; the child resumes from its
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+from django.conf import settings
+from django.core.cache import cache
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from accounts.errors import Conflict, ProductError
+from accounts.models import User
+from accounts.services import audit
+from inference.models import Version
+from inference.services import register_version
+from training.models import Run, RunMetric, RunNote, Snapshot
+
+log = structlog.get_logger(__name__)
+
+EXIT_CANCELLED = 3
+POLL_SECONDS = 0.5
+RING_SECONDS = 30
+PR_SET_PDEATHSIG = 1
+
+
+@transaction.atomic
+def start_run(
+    *,
+    snapshot: Snapshot,
+    start_version: Version,
+    method: str,
+    arguments: dict[str, Any],
+    by: User | None,
+    seed: int = 0,
+) -> Run:
+    """Queue a training of an adapter on a snapshot, from the base or from an earlier adapter."""
+    from training.engine.arguments import ArgumentError, check_arguments
+    from training.tasks import execute_run
+
+    if snapshot.state != Snapshot.State.READY:
+        raise ProductError("This snapshot is not ready. Wait until it is, then start the run.")
+    if start_version.project_id != snapshot.project_id:
+        raise ProductError("The version to start from belongs to another project.")
+    try:
+        arguments = check_arguments(method, arguments)
+    except ArgumentError as error:
+        raise ProductError(str(error)) from error
+    run = Run(
+        project=snapshot.project,
+        snapshot=snapshot,
+        start_version=start_version,
+        method=method,
+        arguments=arguments,
+        seed=seed,
+        created_by=by,
+    )
+    run.full_clean()
+    run.save()
+    audit(project=run.project, by=by, action="run.start", target=f"run {run.pk}", method=method)
+    execute_run.delay_on_commit(run.pk)
+    return run
+
+
+def cancel_run(*, run: Run, by: User | None) -> None:
+    """Stop a run within one step; one that has not begun never begins."""
+    waiting = (Run.State.QUEUED, Run.State.INTERRUPTED)
+    ended = Run.objects.filter(pk=run.pk, state__in=waiting).update(
+        state=Run.State.CANCELLED, cancel_requested=True, ended_at=Now()
+    )
+    asked = Run.objects.filter(pk=run.pk, state=Run.State.RUNNING).update(cancel_requested=True)
+    if not ended and not asked:
+        raise Conflict("This run has already ended.")
+    audit(project=run.project, by=by, action="run.cancel", target=f"run {run.pk}")
+
+
+@transaction.atomic
+def run_again(*, run: Run, by: User | None) -> Run:
+    """Queue the same training once more as a new run."""
+    if run.is_live:
+        raise Conflict("This run has not ended. Cancel it first, or wait.")
+    return start_run(
+        snapshot=run.snapshot,
+        start_version=run.start_version,
+        method=run.method,
+        arguments=run.arguments,
+        seed=run.seed,
+        by=by,
+    )
+
+
+def claim_run(run_id: int) -> uuid.UUID | None:
+    """Take a waiting run for this worker; None when another one was first or it is not waiting."""
+    lease = uuid.uuid4()
+    claimed = Run.objects.filter(
+        pk=run_id, state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
+    ).update(
+        state=Run.State.RUNNING,
+        lease=lease,
+        heartbeat_at=Now(),
+        started_at=Now(),
+        attempts=F("attempts") + 1,
+        phase="starting",
+        reason="",
+    )
+    return lease if claimed else None
+
+
+def execute_run(*, run_id: int) -> None:
+    """Execute a waiting run from its directory to its registered version."""
+    lease = claim_run(run_id)
+    if lease is None:
+        return
+    run = Run.objects.select_related("snapshot", "start_version__base", "project").get(pk=run_id)
+    mine = Run.objects.filter(pk=run_id, lease=lease, state=Run.State.RUNNING)
+
+    def finish(state: Run.State, reason: str = "", **changes: Any) -> None:
+        mine.update(state=state, reason=reason[:1000], ended_at=Now(), phase="", **changes)
+
+    try:
+        directory = _prepare(run)
+        code = _follow(run, directory, mine)
+        if code is None:
+            return  # the lease went to another worker, which goes on with it
+        if code == EXIT_CANCELLED:
+            finish(Run.State.CANCELLED, "Cancelled.")
+        elif code != 0:
+            finish(Run.State.FAILED, _reason(directory, code))
+        else:
+            report = json.loads((directory / "report.json").read_text())
+            version = _register(run, directory, report)
+            finish(Run.State.SUCCEEDED, report=report, version=version)
+    except (ProductError, OSError, ValueError, KeyError) as error:
+        log.exception("run_failed", run=run_id)
+        finish(Run.State.FAILED, str(error) or repr(error))
+
+
+def _prepare(run: Run) -> Path:
+    """Write run.json once; a run that is taken up again keeps its directory and checkpoints."""
+    directory = run.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / "run.json"
+    if not target.exists():
+        draft = directory / ".run.json"
+        draft.write_text(json.dumps(_description(run), indent=1, sort_keys=True) + "\n")
+        os.replace(draft, target)
+    return directory
+
+
+def _description(run: Run) -> dict[str, Any]:
+    start = run.start_version
+    return {
+        "id": str(run.key),
+        "method": run.method,
+        "engine": "tree",
+        "base": {"path": start.base.path, "digest": start.base.digest},
+        "parent": None if start.is_base else {"path": str(start.folder), "digest": start.digest},
+        "snapshot": {"path": str(run.snapshot.folder), "digest": run.snapshot.digest},
+        "seed": run.seed,
+        "code_version": _code_version(),
+        "arguments": run.arguments,
+    }
+
+
+def _code_version() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=settings.BASE_DIR,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _follow(run: Run, directory: Path, mine: Any) -> int | None:
+    """Run the child, copy its events into the database, renew the lease; return its exit code.
+
+    None means that this worker no longer holds the run; then the child is stopped.
+    """
+    tail = EventTail(directory / "events.jsonl", run)
+    with (directory / "output.log").open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "training.engine", str(directory)],
+            cwd=settings.BASE_DIR,
+            env=_child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+    last_beat, asked_to_stop = 0.0, False
+    try:
+        while child.poll() is None:
+            tail.read()
+            if time.monotonic() - last_beat > settings.RUN_HEARTBEAT_SECONDS:
+                if not mine.update(heartbeat_at=Now()):
+                    return None
+                last_beat = time.monotonic()
+            if not asked_to_stop and mine.filter(cancel_requested=True).exists():
+                child.send_signal(signal.SIGTERM)
+                asked_to_stop = True
+            time.sleep(POLL_SECONDS)
+        tail.read()
+        return child.returncode
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def _child_environment() -> dict[str, str]:
+    """Return the environment without what the child has no business knowing."""
+    hidden = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "ENGINE_API_KEY", "DJANGO_SETTINGS_MODULE")
+    kept = {key: value for key, value in os.environ.items() if key not in hidden}
+    return kept | {
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "LAUREL_VAR": str(settings.VAR_DIR),
+    }
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return a hook that kills the child with its worker (Linux), so no orphan trains on unseen."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def hook() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return hook
+
+
+def _reason(directory: Path, code: int) -> str:
+    """Return the child's own last error, or what its exit code means."""
+    for event in reversed(list(_events(directory / "events.jsonl"))):
+        if event.get("type") == "error":
+            return str(event["reason"])
+        if event.get("type") == "state" and event.get("state") == "loading":
+            break  # an error before this belongs to an earlier attempt
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " The machine may be short of memory." if code == -signal.SIGKILL else ""
+        return f"The training process was ended by {name}.{hint} Start the run again to resume it."
+    return f"The training process ended with code {code}; see output.log in {directory}."
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue  # the last line of a killed child may be torn
+    return events
+
+
+def _register(run: Run, directory: Path, report: dict[str, Any]) -> Version:
+    start = run.start_version
+    return register_version(
+        project=run.project,
+        base=start.base,
+        parent=start,
+        method=run.method,
+        adapter_folder=directory / "adapter",
+        snapshot_digest=run.snapshot.digest,
+        metrics=report.get("evaluation", {}),
+        proof=report.get("proof", {}),
+        by=run.created_by,
+    )
+
+
+class EventTail:
+    """Copy new lines of events.jsonl into the database; reading a line twice changes nothing."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path = path
+        self.run = run
+        self.file: IO[bytes] | None = None
+        self.rest = b""
+
+    def read(self) -> None:
+        """Take in everything that was appended since the last call."""
+        if self.file is None:
+            try:
+                self.file = self.path.open("rb")
+            except FileNotFoundError:
+                return
+        *lines, self.rest = (self.rest + self.file.read()).split(b"\n")
+        metrics: dict[int, RunMetric] = {}
+        changes: dict[str, Any] = {}
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            kind = event.pop("type", "")
+            if kind == "step":
+                changes |= {"step": event["step"], "total_steps": event["total_steps"]}
+                metrics[event["step"]] = RunMetric(run=self.run, step=event["step"], values=event)
+            elif kind == "state":
+                changes["phase"] = str(event.get("state", ""))[:20]
+            elif kind == "note":
+                message = str(event["message"])[:1000]
+                if not RunNote.objects.filter(run=self.run, message=message).exists():
+                    RunNote.objects.create(run=self.run, message=message)
+        if metrics:
+            RunMetric.objects.bulk_create(
+                metrics.values(),
+                update_conflicts=True,
+                unique_fields=["run", "step"],
+                update_fields=["values"],
+            )
+        if changes:
+            Run.objects.filter(pk=self.run.pk).update(**changes)
+
+
+def sweep_runs() -> int:
+    """Make runs whose worker fell silent claimable again and ring for every waiting one.
+
+    A run that was interrupted too often is given up with a reason. Return how many were rung for.
+    """
+    from training.tasks import execute_run
+
+    silent = Run.objects.filter(
+        state=Run.State.RUNNING,
+        heartbeat_at__lt=Now() - timedelta(seconds=settings.RUN_STALE_SECONDS),
+    )
+    silent.filter(cancel_requested=True).update(
+        state=Run.State.CANCELLED, ended_at=Now(), lease=None
+    )
+    silent.filter(attempts__gte=settings.RUN_MAX_ATTEMPTS).update(
+        state=Run.State.FAILED,
+        lease=None,
+        ended_at=Now(),
+        reason=f"Interrupted {settings.RUN_MAX_ATTEMPTS} times. See output.log, then run it again.",
+    )
+    for run in silent:
+        moved = silent.filter(pk=run.pk, lease=run.lease).update(
+            state=Run.State.INTERRUPTED, lease=None, reason="Its worker was lost; it will resume."
+        )
+        if moved:
+            RunNote.objects.create(
+                run=run, message=f"The worker was lost at step {run.step}; the run resumes."
+            )
+    waiting = list(
+        Run.objects.filter(
+            state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
+        ).values_list("pk", flat=True)
+    )
+    # A bell that nobody heard yet need not be rung again at once.
+    rung = [run_id for run_id in waiting if cache.add(f"run-bell:{run_id}", True, RING_SECONDS)]
+    for run_id in rung:
+        execute_run.delay(run_id)
+    return len(rung)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from celery import shared_task
+
+
+@shared_task(name="training.tasks.build_snapshot")
+def build_snapshot(snapshot_id: int) -> None:
+    """Write a queued snapshot's files."""
+    from training import snapshots
+
+    snapshots.build_snapshot(snapshot_id=snapshot_id)
+
+
+@shared_task(name="training.tasks.execute_run")
+def execute_run(run_id: int) -> None:
+    """Execute a waiting run; harmless when it is not waiting."""
+    from training import runs
+
+    runs.execute_run(run_id=run_id)
+
+
+@shared_task(name="training.tasks.evaluate")
+def evaluate(evaluation_id: int) -> None:
+    """Compare two versions on held-out prompts."""
+    from training import evaluation
+
+    evaluation.evaluate(evaluation_id=evaluation_id)
+
+
+@shared_task(name="training.tasks.sweep_runs")
+def sweep_runs() -> None:
+    """Take up runs whose worker fell silent; runs every few seconds."""
+    from training import runs
+
+    runs.sweep_runs()

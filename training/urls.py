@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from django.urls import path
+
+from training import api
+
+urlpatterns = [
+    path("api/snapshots/", api.SnapshotsView.as_view()),
+    path("api/snapshots/<int:pk>/", api.SnapshotView.as_view()),
+    path("api/snapshots/<int:pk>/files/<str:name>", api.SnapshotFileView.as_view()),
+    path("api/runs/", api.RunsView.as_view()),
+    path("api/runs/<int:pk>/", api.RunView.as_view()),
+    path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view()),
+    path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),
+    path("api/runs/<int:pk>/again", api.RunAgainView.as_view()),
+    path("api/evaluations/", api.EvaluationsView.as_view()),
+    path("api/evaluations/<int:pk>/", api.EvaluationView.as_view()),
+]
