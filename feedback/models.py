@@ -12,6 +12,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Count, F, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import Project, User
@@ -283,7 +284,7 @@ class Judgement(models.Model):
     # Response ids from left to right, as they were shown.
     shown = ArrayField(models.BigIntegerField())
     seconds = models.FloatField(null=True)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(db_default=Now())
     retracted_at = models.DateTimeField(null=True)
     retracted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     retracted_why = models.CharField(max_length=300, blank=True)
