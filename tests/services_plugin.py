@@ -76,10 +76,5 @@ def _sweep(folder: Path) -> None:
 
 
 def _end(var: Path) -> None:
-    # The URLs in the environment are ours; without them the servers count as ours again.
-    for server in (services.Valkey(var), services.Postgres(var)):
-        services.end_server(server, grace=10)
-        if server.data.parent != var:
-            shutil.rmtree(server.data.parent, ignore_errors=True)
-        shutil.rmtree(server.data, ignore_errors=True)
+    services.remove(var)
     shutil.rmtree(var, ignore_errors=True)

@@ -4,7 +4,7 @@ A site that sets DATABASE_URL or REDIS_URL runs its own, and nothing is started 
 Otherwise the servers live in $LAUREL_VAR/postgres and $LAUREL_VAR/valkey, and their addresses in
 $LAUREL_VAR/services.json, where every later command finds them.
 
-    python -m config.services start|stop|status
+    python -m config.services start|stop|status|remove
 
 No Django here: the settings ask this module for the two URLs.
 """
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -30,9 +31,12 @@ from pathlib import Path
 from typing import IO, TypedDict
 from urllib.parse import quote
 
+import psutil
+
 from config.environment import kept_secret
 from config.processes import (
     die_with_parent,
+    end_processes,
     find_process,
     port_is_free,
     read_pid,
@@ -55,6 +59,9 @@ NOT_RUNNING_DATABASE = (
     "postgresql://laurel@/laurel?host=/laurel-is-not-running/start-it-with-make-up"
 )
 NOT_RUNNING_REDIS = "redis://laurel-is-not-running.start-it-with-make-up.invalid:6379/0"
+
+
+_LOG_PREFIX = re.compile(r"^[-0-9:. ]+ UTC \[\d+\] \w+: +")
 
 
 class ServiceError(Exception):
@@ -152,6 +159,9 @@ class Postgres:
         if self.socket_folder != self.data:
             self._own(self.socket_folder)
         if self.pid() is None:
+            # Sessions of a server that was killed end by themselves; only then may the pid file
+            # go, which keeps two servers off the same data.
+            end_processes(self._sessions(), signal.SIGQUIT, 5.0)
             # A recycled pid makes Postgres believe that the server which crashed still runs.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             for leftover in self.socket_folder.glob(".s.PGSQL.5432*"):
@@ -204,6 +214,15 @@ class Postgres:
             if connection.execute(query, [DATABASE]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
 
+    def _sessions(self) -> list[psutil.Process]:
+        """Return every Postgres process that works in the data folder."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.name() == "postgres" and process.cwd() == str(self.data):
+                    found.append(process)
+        return found
+
     def _own(self, folder: Path) -> None:
         """Make the folder if need be, closed to everybody but the server's user."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,7 +250,7 @@ class Postgres:
         if not self.durable:
             command.append("--no-sync")
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd="/", **_as_user(self.user)
+            command, capture_output=True, text=True, check=False, cwd="/", **identity(self.user)
         )
         if done.returncode:
             shutil.rmtree(draft, ignore_errors=True)
@@ -314,7 +333,8 @@ class Valkey:
                 f"Valkey is missing or may not be run ({binary}): run `make setup`, "
                 "or set REDIS_URL."
             )
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.chmod(0o700)
         if self.pid() is not None:
             return
         (self.data / "valkey.pid").unlink(missing_ok=True)
@@ -353,7 +373,7 @@ class Valkey:
         try:
             with contextlib.closing(redis.Redis.from_url(self.url(), socket_timeout=2)) as client:
                 return bool(client.ping())
-        except redis.RedisError:
+        except (redis.RedisError, OSError, ValueError):  # no answer, or not prepared yet
             return False
 
     def finish(self) -> None:
@@ -415,7 +435,7 @@ def launch(
         preexec_fn=die_with_parent(server.stop_signal) if owned else None,
         cwd="/",
         env=environment,
-        **_as_user(server.user),
+        **identity(server.user),
     )
 
 
@@ -477,6 +497,16 @@ def stop(var: Path | None = None) -> list[str]:
     return stopped
 
 
+def remove(var: Path | None = None) -> None:
+    """Stop the servers of ``var`` and delete their data, wherever it lies."""
+    var = var or var_dir()
+    stop(var)
+    for server in (Valkey(var), Postgres(var)):
+        shutil.rmtree(server.data, ignore_errors=True)
+        if server.data.parent != var:
+            shutil.rmtree(server.data.parent, ignore_errors=True)
+
+
 def end_server(server: Server, grace: float = 30.0) -> None:
     """Stop one server cleanly; after ``grace`` seconds by force (its log is replayed later)."""
     pid = server.pid()
@@ -533,9 +563,8 @@ def _explain(name: str, said: str, folder: Path) -> str:
             f"{folder} was made by another version of {name}: dump it with that version, or set "
             "LAUREL_VAR to a new folder."
         )
-    lines = [line for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if "FATAL" in line or "rror" in line] or lines
-    return f"{name} stopped while starting: {telling[-1].strip() if telling else 'it said nothing'}"
+    lines = [_LOG_PREFIX.sub("", line).strip() for line in said.splitlines() if line.strip()]
+    return f"{name} stopped while starting: {' / '.join(lines[-2:]) or 'it said nothing'}"
 
 
 @contextlib.contextmanager
@@ -582,7 +611,8 @@ class Identity(TypedDict):
     extra_groups: list[int] | None
 
 
-def _as_user(user: pwd.struct_passwd | None) -> Identity:
+def identity(user: pwd.struct_passwd | None) -> Identity:
+    """Return the arguments that make a child run as ``user``."""
     if user is None:
         return {"user": None, "group": None, "extra_groups": None}
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -591,7 +621,7 @@ def _as_user(user: pwd.struct_passwd | None) -> Identity:
 def _may(user: pwd.struct_passwd, command: Sequence[str]) -> bool:
     """Return whether the command succeeds as that user: the kernel's word on permissions."""
     try:
-        done = subprocess.run(command, capture_output=True, check=False, cwd="/", **_as_user(user))
+        done = subprocess.run(command, capture_output=True, check=False, cwd="/", **identity(user))
     except PermissionError:
         return False
     return done.returncode == 0
@@ -604,13 +634,15 @@ def _short_hash(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb of the command line."""
     parser = argparse.ArgumentParser(prog="python -m config.services", description=__doc__)
-    parser.add_argument("verb", choices=["start", "stop", "status"])
+    parser.add_argument("verb", choices=["start", "stop", "status", "remove"])
     verb = parser.parse_args(arguments).verb
     try:
         if verb == "start":
             start()
         if verb == "stop":
             print("stopped:", ", ".join(stop()) or "nothing was running")
+        elif verb == "remove":
+            remove()
         else:
             for name, state in status().items():
                 print(f"{name}: {state}")
