@@ -1,0 +1,5 @@
+"""The composition root. Celery's app is made here so that every process finds it, as Celery asks."""
+
+from config.celery import app as celery_app
+
+__all__ = ["celery_app"]
