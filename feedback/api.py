@@ -62,8 +62,8 @@ class PromptsView(ProjectAPIView):
 
 class CampaignSerializer(serializers.ModelSerializer[Campaign]):
     project = serializers.CharField(source="project.slug")
-    slots = serializers.IntegerField(source="slot_count", default=None)
-    filled = serializers.IntegerField(source="filled_count", default=None)
+    slots = serializers.SerializerMethodField()
+    filled = serializers.SerializerMethodField()
 
     class Meta:
         model = Campaign
@@ -83,6 +83,14 @@ class CampaignSerializer(serializers.ModelSerializer[Campaign]):
             "filled",
             "created_at",
         ]
+
+    def get_slots(self, campaign: Campaign) -> int | None:
+        """Return how many judgements it takes, where the progress was counted."""
+        return getattr(campaign, "slot_count", None)
+
+    def get_filled(self, campaign: Campaign) -> int | None:
+        """Return how many judgements there are, where the progress was counted."""
+        return getattr(campaign, "filled_count", None)
 
 
 class CampaignsView(ProjectAPIView):

@@ -211,7 +211,7 @@ USE_TZ = True
 
 # Static files, served by the web process itself
 STATIC_URL = "static/"
-STATIC_ROOT = VAR_DIR / "static"
+
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_MAX_AGE = 3600
