@@ -8,6 +8,7 @@ from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
@@ -23,9 +24,8 @@ class LoginView(auth_views.LoginView):
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         details = getattr(request, "htmx", None)
         if details:
-            here = find_url("login")
-            back = details.current_url_abs_path
-            return HttpResponseClientRedirect(f"{here}?next={back}" if back else here)
+            query = {"next": details.current_url_abs_path or "/"}
+            return HttpResponseClientRedirect(reverse("login", query=query))
         return super().get(request, *args, **kwargs)
 
 
@@ -38,7 +38,6 @@ def home(request: HttpRequest) -> HttpResponse:
         .select_related("project")
         .order_by("project__name")[:500]
     )
-    if len(memberships) == 1 and "all" not in request.GET:
-        if url := find_url("project", memberships[0].project.slug):
-            return redirect(url)
+    if len(memberships) == 1 and (url := find_url("project", memberships[0].project.slug)):
+        return redirect(url)
     return render(request, "accounts/home.html", {"memberships": memberships})

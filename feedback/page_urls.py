@@ -1,0 +1,15 @@
+"""The annotator's pages, below /p/<slug>/."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from feedback import views_annotate as views
+
+urlpatterns = [
+    path("queue/", views.queue, name="queue"),
+    path("campaigns/<int:pk>/task/", views.task, name="task"),
+    path("campaigns/<int:pk>/task/skip/", views.task_skip, name="task_skip"),
+    path("campaigns/<int:pk>/task/undo/", views.task_undo, name="task_undo"),
+    path("campaigns/<int:pk>/task/renew/", views.task_renew, name="task_renew"),
+]

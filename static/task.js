@@ -1,0 +1,593 @@
+// The task page: judge by keyboard, mouse or touch; nothing typed is lost, nothing is sent twice.
+//
+// The form's own fields are the truth (they work without this file). A copy of them stays in
+// localStorage under the hand-out's client id until the server names that id as done.
+"use strict";
+
+(() => {
+  const DRAFT = "laurel-draft:";
+  const DRAFT_DAYS = 14;
+  const RETRY_SECONDS = [1, 2, 4, 8, 15, 30];
+  const ORDINALS = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th", "9th"];
+  const { isTyping, makeScrollable } = window.laurel;
+  const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
+
+  let task = null; // what is on the page now
+  let busy = false; // a post is under way, or waits to be sent again: keys and clicks do nothing
+
+  // ---- the local copy
+
+  const store = {
+    read(key) {
+      try {
+        return JSON.parse(localStorage.getItem(key));
+      } catch {
+        return null;
+      }
+    },
+    write(key, value) {
+      try {
+        localStorage.setItem(key, JSON.stringify(value));
+      } catch {
+        // Storage is off or full: the page itself still holds the text.
+      }
+    },
+    drop(key) {
+      try {
+        localStorage.removeItem(key);
+      } catch {
+        // As above.
+      }
+    },
+    keys() {
+      try {
+        return Object.keys(localStorage).filter((key) => key.startsWith(DRAFT));
+      } catch {
+        return [];
+      }
+    },
+  };
+
+  const draftKey = () => `${DRAFT}${task.user}:${task.clientId}`;
+
+  function saveDraft(pending = false) {
+    const fields = [...new FormData(task.form)].filter(([name]) => name !== "csrfmiddlewaretoken");
+    store.write(draftKey(), { at: Date.now(), pending, url: task.form.action, fields });
+  }
+
+  function restoreDraft() {
+    const draft = store.read(draftKey());
+    if (!draft) return false;
+    for (const [name, value] of draft.fields) {
+      const field = task.form.elements[name];
+      if (!field || ["slot", "token", "client_id", "response"].includes(name)) continue;
+      field.value = value; // a RadioNodeList takes a value, too
+    }
+    task.earlierSeconds = Number(task.form.elements.seconds.value) || 0;
+    return draft.pending;
+  }
+
+  // Judgements that an earlier page could not send: send them now, or say why not.
+  async function sendLeftovers() {
+    if (!task) return;
+    const place = document.getElementById("task-unsent");
+    for (const key of store.keys()) {
+      const draft = store.read(key);
+      const old = !draft || Date.now() - draft.at > DRAFT_DAYS * 86_400_000;
+      if (old) store.drop(key);
+      if (old || !draft.pending || key === draftKey() || !key.startsWith(`${DRAFT}${task.user}:`)) continue;
+      const response = await post(draft.url, [...draft.fields, ["resend", "1"]]).catch(() => null);
+      if (response?.status === 204) {
+        store.drop(key);
+      } else if (response && !response.redirected && response.status >= 400 && response.status < 500 && response.status !== 429) {
+        const reason = response.headers.get("Content-Type")?.startsWith("text/plain") ? await response.text() : "";
+        store.write(key, { ...draft, pending: false });
+        const comment = new Map(draft.fields).get("comment");
+        place.hidden = false;
+        place.className = "notice notice-warn";
+        place.textContent = `An earlier judgement could not be stored. ${reason}${comment ? ` Your comment was: “${comment}”` : ""}`;
+      }
+    }
+  }
+
+  function post(url, fields) {
+    const token = document.cookie.match(/(?:^|; )csrftoken=([^;]+)/)?.[1] || "";
+    return fetch(url, {
+      method: "POST",
+      body: new URLSearchParams(fields),
+      headers: { "X-CSRFToken": token || document.querySelector("[name=csrfmiddlewaretoken]")?.value || "" },
+    });
+  }
+
+  // ---- what the reader sees and hears
+
+  function announce(text) {
+    const place = document.getElementById("task-live");
+    if (place) place.textContent = text;
+  }
+
+  function notice(text, { kind = "bad", retry = false } = {}) {
+    const place = document.getElementById("task-notice");
+    place.replaceChildren();
+    if (!text) return;
+    const box = document.createElement("div");
+    box.className = `notice notice-${kind}`;
+    const line = document.createElement("p");
+    line.textContent = text;
+    box.append(line);
+    if (retry) {
+      const again = document.createElement("button");
+      again.type = "button";
+      again.className = "button button-small";
+      again.textContent = "Try now";
+      again.addEventListener("click", resend);
+      const wrap = document.createElement("p");
+      wrap.append(again);
+      box.append(wrap);
+    }
+    place.append(box);
+    box.scrollIntoView({ block: "nearest" });
+  }
+
+  // ---- ranking
+
+  class Ranking {
+    constructor(form) {
+      this.cards = [...form.querySelectorAll(".response")];
+      this.order = form.querySelector("#order");
+      this.tieButton = form.querySelector("[data-act=tie]");
+      this.backButton = form.querySelector("[data-act=back]");
+      this.tie = false;
+    }
+
+    // From the fields, e.g. of a draft or of a judgement taken back.
+    load() {
+      const byRank = new Map();
+      for (const card of this.cards) {
+        const rank = Number(this.field(card).value);
+        if (rank) byRank.set(rank, [...(byRank.get(rank) || []), card]);
+      }
+      this.groups = [...byRank.keys()].sort((a, b) => a - b).map((rank) => byRank.get(rank));
+      this.show();
+    }
+
+    field(card) {
+      return card.querySelector("select");
+    }
+
+    rankOf(card) {
+      return this.groups.findIndex((group) => group.includes(card)) + 1;
+    }
+
+    get missing() {
+      return this.cards.filter((card) => !this.rankOf(card));
+    }
+
+    place(card) {
+      if (this.rankOf(card)) {
+        this.groups = this.groups.map((group) => group.filter((each) => each !== card)).filter((group) => group.length);
+        this.changed(`${card.dataset.letter} taken out.`);
+        return;
+      }
+      if (this.tie && this.groups.length) this.groups.at(-1).push(card);
+      else this.groups.push([card]);
+      this.tie = false;
+      const left = this.missing.length;
+      this.changed(`${card.dataset.letter} ${ORDINALS[this.groups.length - 1]}. ${left ? `${left} left.` : "All placed."}`);
+    }
+
+    toggleTie() {
+      if (!this.groups.length || !this.missing.length) {
+        announce("A tie needs one answer placed and one still to place.");
+        return;
+      }
+      this.tie = !this.tie;
+      this.changed(this.tie ? "The next one ties with the last." : "No tie.");
+    }
+
+    back() {
+      if (this.tie) {
+        this.tie = false;
+        this.changed("No tie.");
+        return;
+      }
+      const last = this.groups.at(-1);
+      if (!last) return;
+      const card = last.pop();
+      if (!last.length) this.groups.pop();
+      this.changed(`${card.dataset.letter} taken back.`);
+    }
+
+    changed(said) {
+      this.show();
+      announce(said);
+      touched();
+    }
+
+    show() {
+      for (const card of this.cards) {
+        const rank = this.rankOf(card);
+        this.field(card).value = rank || "";
+        card.classList.toggle("placed", Boolean(rank));
+        card.querySelector(".place").setAttribute("aria-pressed", String(Boolean(rank)));
+        card.querySelector(".rank").textContent = rank ? ORDINALS[rank - 1] : "";
+      }
+      const letters = this.groups.map((group) => group.map((card) => card.dataset.letter).join(" = ")).join(" > ");
+      if (letters) {
+        const rest = this.missing.length ? (this.tie ? " = …" : " > …") : "";
+        this.order.textContent = letters + rest;
+      } else {
+        this.order.innerHTML = '<span class="muted">Best first: press a number or choose an answer</span>';
+      }
+      this.tieButton.setAttribute("aria-pressed", String(this.tie));
+      this.tieButton.disabled = !this.groups.length || !this.missing.length;
+      this.backButton.disabled = !this.groups.length;
+    }
+
+    key(key) {
+      const card = this.cards[Number(key) - 1];
+      if (card) this.place(card);
+      else if (key === "t") this.toggleTie();
+      else if (key === "Backspace") this.back();
+      else if (key === "ArrowLeft" || key === "ArrowRight") this.move(key === "ArrowRight" ? 1 : -1);
+      else return false;
+      return true;
+    }
+
+    move(step) {
+      const now = this.cards.findIndex((card) => card.contains(document.activeElement));
+      const next = now < 0 ? (step > 0 ? 0 : this.cards.length - 1) : (now + step + this.cards.length) % this.cards.length;
+      this.cards[next].querySelector(".place").focus();
+    }
+
+    click(target) {
+      const button = target.closest(".place");
+      if (button) this.place(button.closest(".response"));
+      else if (target.closest("[data-act=tie]")) this.toggleTie();
+      else if (target.closest("[data-act=back]")) this.back();
+      else {
+        const card = cardUnder(target);
+        if (card) this.place(card);
+      }
+    }
+
+    problem() {
+      const letters = this.missing.map((card) => card.dataset.letter);
+      if (!letters.length) return "";
+      const names = letters.length > 1 ? `${letters.slice(0, -1).join(", ")} and ${letters.at(-1)}` : letters[0];
+      return `Place ${names} first.`;
+    }
+  }
+
+  // ---- pairwise
+
+  class Pairwise {
+    constructor(form) {
+      this.form = form;
+      this.cards = [...form.querySelectorAll(".response")];
+    }
+
+    load() {
+      this.show();
+    }
+
+    choose(value) {
+      const { choice, strength } = this.form.elements;
+      const isWinner = value !== "tie" && value !== "both_bad";
+      if (choice.value === value && isWinner) {
+        const steps = ["", "1", "2", "3"];
+        strength.value = steps[(steps.indexOf(strength.value) + 1) % steps.length];
+      } else {
+        choice.value = value;
+        strength.value = "";
+      }
+      this.changed();
+    }
+
+    changed() {
+      this.show();
+      const chosen = this.form.querySelector("[name=choice]:checked");
+      const strength = this.form.querySelector("[name=strength]:checked");
+      const words = [chosen, strength.value ? strength : null].filter(Boolean);
+      announce(`${words.map((input) => input.parentElement.firstChild.nextSibling.textContent.trim()).join(", ")}.`);
+      touched();
+    }
+
+    show() {
+      const { choice, strength } = this.form.elements;
+      const index = this.cards.findIndex((card) => card.dataset.response === choice.value);
+      this.cards.forEach((card, each) => card.classList.toggle("placed", each === index));
+      if (index < 0) strength.value = "";
+      this.form.querySelector(".strength").disabled = index < 0;
+    }
+
+    key(key) {
+      const card = { 1: this.cards[0], ArrowLeft: this.cards[0], 2: this.cards[1], ArrowRight: this.cards[1] }[key];
+      if (card) this.choose(card.dataset.response);
+      else if (key === "0" || key === "t") this.choose("tie");
+      else if (key === "b") this.choose("both_bad");
+      else return false;
+      return true;
+    }
+
+    click(target) {
+      const card = cardUnder(target);
+      if (card && this.form.elements.choice.value !== card.dataset.response) this.choose(card.dataset.response);
+    }
+
+    problem() {
+      return this.form.elements.choice.value ? "" : "Choose the better answer, a tie, or both bad first.";
+    }
+  }
+
+  // ---- thumbs
+
+  class Thumbs {
+    constructor(form) {
+      this.form = form;
+    }
+
+    load() {}
+
+    choose(value) {
+      this.form.elements.thumb.value = value;
+      this.changed();
+    }
+
+    changed() {
+      announce(this.form.elements.thumb.value === "1" ? "Good." : "Bad.");
+      touched();
+    }
+
+    key(key) {
+      const scrolling = document.activeElement?.matches(".scrolls, pre");
+      if (scrolling && key.startsWith("Arrow")) return false;
+      if (key === "1" || key === "ArrowUp") this.choose("1");
+      else if (key === "2" || key === "ArrowDown") this.choose("-1");
+      else return false;
+      return true;
+    }
+
+    click() {}
+
+    problem() {
+      return this.form.elements.thumb.value ? "" : "Choose good or bad first.";
+    }
+  }
+
+  const KINDS = { ranking: Ranking, pairwise: Pairwise, thumbs: Thumbs };
+
+  // The card that a click means: not a link, not the end of marking text.
+  function cardUnder(target) {
+    if (target.closest("a, button, input, select, textarea, summary, label")) return null;
+    if (!window.getSelection().isCollapsed) return null;
+    return target.closest(".response");
+  }
+
+  // ---- a task arrives
+
+  function open({ arrived = false } = {}) {
+    const element = document.getElementById("task");
+    clearTimeout(task?.retryTimer);
+    clearInterval(task?.heartbeat);
+    task = null;
+    busy = false;
+    for (const key of document.querySelectorAll("[data-submit-key]")) key.textContent = isMac ? "⌘ ⏎" : "Ctrl ⏎";
+    if (element && "slot" in element.dataset) {
+      const { kind, slot, token, clientId, user, leaseSeconds, renewUrl } = element.dataset;
+      const form = element.querySelector("#task-form");
+      form.noValidate = true; // our sentences name what is missing; hidden selects cannot
+      task = { element, form, slot, token, clientId, user, renewUrl, retries: 0, earlierSeconds: 0, shownAt: Date.now(), seenSeconds: 0 };
+      task.kind = new KINDS[kind](form);
+      const pending = restoreDraft();
+      task.kind.load();
+      task.renewEvery = (Number(leaseSeconds) / 3) * 1000;
+      task.renewedAt = Date.now();
+      task.heartbeat = setInterval(renew, Math.min(task.renewEvery, 60_000));
+      if (pending) form.requestSubmit();
+    }
+    if (arrived) {
+      window.scrollTo(0, 0);
+      document.getElementById("task-title")?.focus({ preventScroll: true });
+      const title = document.getElementById("task-title")?.textContent || "";
+      const progress = document.getElementById("task-progress")?.textContent.trim() || "";
+      announce(`${element.dataset.said} ${task ? "Next task" : ""} ${title}. ${progress}`);
+    }
+  }
+
+  let draftTimer;
+  function touched() {
+    if (!task) return;
+    if (document.querySelector("#task-notice .notice-bad")) notice("");
+    clearTimeout(draftTimer);
+    draftTimer = setTimeout(() => task && !busy && saveDraft(), 150);
+  }
+
+  // Time in front of the reader, not in a hidden tab.
+  function seconds() {
+    const running = task.shownAt ? (Date.now() - task.shownAt) / 1000 : 0;
+    return task.earlierSeconds + task.seenSeconds + running;
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (!task) return;
+    if (document.hidden) {
+      task.seenSeconds += task.shownAt ? (Date.now() - task.shownAt) / 1000 : 0;
+      task.shownAt = 0;
+      if (!busy && hasContent()) saveDraft();
+    } else {
+      task.shownAt = Date.now();
+      renew();
+    }
+  });
+
+  function hasContent() {
+    return Boolean(store.read(draftKey()) || task.form.elements.comment.value);
+  }
+
+  async function renew() {
+    if (!task || document.hidden || task.lost || Date.now() - task.renewedAt < task.renewEvery) return;
+    const mine = task;
+    mine.renewedAt = Date.now();
+    const ticket = { slot: mine.slot, token: mine.token, client_id: mine.clientId };
+    const response = await post(mine.renewUrl, ticket).catch(() => null);
+    if (response?.status === 409 && task === mine && !busy) {
+      mine.lost = true;
+      notice(`${await response.text()} What you typed stays here until you leave the page.`, { kind: "warn" });
+    }
+  }
+
+  // ---- sending
+
+  function submit() {
+    if (task && !busy) task.form.requestSubmit();
+  }
+
+  // Ahead of htmx: stop what is incomplete or under way.
+  document.addEventListener(
+    "submit",
+    (event) => {
+      const form = event.target;
+      if (!form.closest("#task")) return;
+      const stop = () => {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      };
+      if (busy && !task?.resending) return stop();
+      if (form.id === "task-form") {
+        const problem = task.kind.problem();
+        if (problem) {
+          notice(problem);
+          return stop();
+        }
+        form.elements.seconds.value = seconds().toFixed(1);
+        saveDraft(true);
+      }
+      busy = true;
+    },
+    true,
+  );
+
+  function resend() {
+    if (!task) return;
+    clearTimeout(task.retryTimer);
+    task.resending = true;
+    task.form.requestSubmit();
+    task.resending = false;
+  }
+
+  window.addEventListener("online", () => task?.retryTimer && resend());
+
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.target.closest?.("#task")) setSending(true);
+  });
+
+  function setSending(sending) {
+    const element = document.getElementById("task");
+    element?.setAttribute("aria-busy", String(sending));
+    if (task) task.form.elements.comment.readOnly = sending;
+  }
+
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const form = event.detail.elt;
+    if (!["task-form", "skip-form", "undo-form"].includes(form?.id)) return;
+    const { xhr } = event.detail;
+    const done = xhr.getResponseHeader("X-Laurel-Done");
+    if (done) {
+      for (const key of store.keys()) if (key.endsWith(`:${done}`)) store.drop(key);
+    }
+    if (xhr.status >= 200 && xhr.status < 300) return; // the swap opens the next task
+    const unsure = xhr.status === 0 || xhr.status === 429 || xhr.status >= 500;
+    if (unsure && form.id === "task-form" && task) {
+      const wait = RETRY_SECONDS[Math.min(task.retries, RETRY_SECONDS.length - 1)];
+      task.retries += 1;
+      task.retryTimer = setTimeout(resend, wait * 1000);
+      notice("Not sent yet, will try again. Your judgement is kept on this device.", { kind: "warn", retry: true });
+      return; // still busy: the same answer goes out again under the same id
+    }
+    busy = false;
+    setSending(false);
+    document.getElementById("skip-dialog")?.hidePopover?.();
+    if (form.id === "task-form" && task) saveDraft(false);
+    if (unsure) notice("The server did not answer. Try again in a moment.");
+    else if (!xhr.getResponseHeader("HX-Retarget")) notice(refusal(xhr.status));
+  });
+
+  function refusal(status) {
+    if (status === 403) return "You were logged out, or logged in anew elsewhere. Reload the page: what you typed is kept.";
+    if (status === 404) return "This campaign is no longer open to you. Ask its lead.";
+    if (status === 413 || status === 400) return "The server did not take this. Shorten the comment and submit again.";
+    return `The server answered with an error (${status}). Submit again.`;
+  }
+
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.detail.target?.id !== "task") return;
+    open({ arrived: true });
+    makeScrollable(document);
+  });
+
+  // ---- keys, clicks, typing
+
+  function plainKey(event) {
+    if (/^[0-9]$/.test(event.key)) return event.key;
+    if (/^Digit[0-9]$/.test(event.code) && !event.shiftKey) return event.code.slice(5); // AZERTY
+    if (event.key.length === 1 && !/[\x20-\x7e]/.test(event.key) && event.code.startsWith("Key")) {
+      return event.code.slice(3).toLowerCase(); // Cyrillic, Greek, Arabic …
+    }
+    return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  }
+
+  function press(selector) {
+    const button = document.querySelector(selector);
+    if (button && !button.disabled) button.click();
+    return Boolean(button);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    const active = document.activeElement;
+    if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
+      if (!document.querySelector("dialog:popover-open")) {
+        event.preventDefault();
+        if (!event.repeat) submit();
+      }
+      return;
+    }
+    if (event.key === "Escape" && active?.id === "comment") {
+      active.blur();
+      document.getElementById("task-title")?.focus({ preventScroll: true });
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(active)) return;
+    if (document.querySelector("dialog:popover-open, details.menu[open]")) return;
+    const key = plainKey(event);
+    if (active?.matches("input[type=radio]") && key.startsWith("Arrow")) return;
+    if (busy || event.repeat) {
+      // Held down or pressed while loading: never a second judgement by accident.
+      if (/^[0-9]$|^Backspace$/.test(key)) event.preventDefault();
+      return;
+    }
+    let used = true;
+    if (key === "u") used = press("[form=undo-form]");
+    else if (!task) used = false;
+    else if (key === "s") document.getElementById("skip-dialog").showPopover();
+    else if (key === "c") document.getElementById("comment").focus();
+    else if (key === "i") document.getElementById("code-book")?.showPopover();
+    else used = task.kind.key(key);
+    if (used) event.preventDefault();
+  });
+
+  document.addEventListener("click", (event) => {
+    if (task && !busy && task.form.contains(event.target)) task.kind.click(event.target);
+  });
+  document.addEventListener("input", (event) => {
+    if (event.target.id === "comment") touched();
+  });
+  document.addEventListener("change", (event) => {
+    if (task && event.target.matches("[name=choice], [name=strength], [name=thumb]")) task.kind.changed();
+  });
+
+  document.addEventListener("DOMContentLoaded", () => {
+    open();
+    sendLeftovers();
+  });
+})();
