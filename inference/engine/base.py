@@ -110,11 +110,12 @@ def _from_package(distribution: str) -> Source:
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if len(files) != 1:
         raise Refusal(f"The package {distribution} holds {len(files)} GGUF files, not one.")
-    licence = importlib.metadata.metadata(distribution).get("License")
+    named = importlib.metadata.metadata(distribution)
+    licence = named.json.get("license")
     return _from_gguf(files[0], licence=licence)
 
 
-def _from_gguf(path: Path, *, licence: str | None = None) -> Source:
+def _from_gguf(path: Path, *, licence: object = None) -> Source:
     from gguf import GGUFReader
 
     try:

@@ -69,13 +69,13 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self._bank, self._name = bank, name
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return base(x) + up(mask * down(x)); x [n, tokens, in]."""
-        out = super().forward(input)
+        out = super().forward(x)
         active = self._bank.active.get(self._name)
         if active is not None:
             down, up, mask = active
-            out += ((input @ down) * mask) @ up
+            out += ((x @ down) * mask) @ up
         return out
 
 

@@ -12,17 +12,18 @@ class Metrics:
 
     def __init__(self, served_name: str) -> None:
         registry = CollectorRegistry()
-        common = {"labelnames": ["model_name"], "registry": registry}
-        name = served_name
+        labels, name = ["model_name"], served_name
 
         def gauge(metric: str, text: str) -> Gauge:
-            return Gauge(f"vllm:{metric}", text, **common).labels(name)
+            return Gauge(f"vllm:{metric}", text, labels, registry=registry).labels(name)
 
         def counter(metric: str, text: str) -> Counter:
-            return Counter(f"vllm:{metric}", text, **common).labels(name)
+            return Counter(f"vllm:{metric}", text, labels, registry=registry).labels(name)
 
         def seconds(metric: str, text: str) -> Histogram:
-            return Histogram(f"vllm:{metric}", text, buckets=SECONDS, **common).labels(name)
+            return Histogram(
+                f"vllm:{metric}", text, labels, buckets=SECONDS, registry=registry
+            ).labels(name)
 
         self.running = gauge("num_requests_running", "Texts being written.")
         self.waiting = gauge("num_requests_waiting", "Texts asked for and not begun.")

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 ATTENTION = "laurel_rows"
 
 
-class RowCache(Cache):  # type: ignore[misc]
+class RowCache(Cache):
     """Serve transformers' cache protocol (`update`) from preallocated rows."""
 
     def __init__(self, rows: int, context: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from inference.engine.rows import ATTENTION, RowCache
 
 
 class Runtime:
-    """A base model on its device, ready to step rows of text."""
+    """A base model on its device, ready to step rows of text.
+
+    Made and stepped in one thread, and nothing else in the process computes for long: OpenMP keeps
+    a pool for every thread that does, and once the pools outnumber the cores, each parallel region
+    goes through the kernel (seen: 50 % more time a step). By default one core is left to
+    the rest of the host: threads that wait for each other by spinning are hit hard by a busy
+    neighbour (seen on 2 cores beside a training run: 45 ms a step with one thread, 600 with two;
+    38 and 32 on an idle host).
+    """
 
     def __init__(
         self,
@@ -28,16 +37,18 @@ class Runtime:
         context: int | None = None,
         dtype: str = "auto",
         max_adapters: int = 32,
+        threads: int | None = None,
     ) -> None:
         if not (folder / "config.json").is_file():
             raise Refusal(f"{folder} holds no model: run `python -m inference.engine prepare`.")
         logging.disable_progress_bar()
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))
         self.folder = folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not self.tokenizer.chat_template:
             raise Refusal(f"The model in {folder} has no chat template: it cannot be chatted with.")
-        self.model = AutoModelForCausalLM.from_pretrained(
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=best_dtype(self.device) if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=ATTENTION,

@@ -65,14 +65,23 @@ def _pick(shares: Tensor, points: Tensor) -> Tensor:
     """Invert the cumulative distribution of each row [n, vocabulary] at points [n] in [0, 1)."""
     cumulative = shares.double().cumsum(dim=-1)
     reached = points * cumulative[:, -1]
-    return torch.searchsorted(cumulative, reached.unsqueeze(1), right=True).squeeze(1)
+    # right=True steps over tokens of share zero; rounding may not step past the last token.
+    found = torch.searchsorted(cumulative, reached.unsqueeze(1), right=True).squeeze(1)
+    return found.clamp(max=shares.shape[-1] - 1)
 
 
 def _pick_nucleus(shares: Tensor, points: Tensor, top_p: Tensor) -> Tensor:
     """Draw from the smallest set of likeliest tokens whose shares reach top_p [n]."""
     values, order = shares.topk(min(LIKELIEST, shares.shape[-1]), dim=-1)
-    if bool((values.sum(dim=-1) < top_p).any()):
-        values, order = shares.sort(dim=-1, descending=True, stable=True)
+    chosen = _pick_sorted(values, order, points, top_p)
+    flat = (values.sum(dim=-1) < top_p).nonzero().squeeze(1)
+    if len(flat):
+        values, order = shares[flat].sort(dim=-1, descending=True, stable=True)
+        chosen[flat] = _pick_sorted(values, order, points[flat], top_p[flat])
+    return chosen
+
+
+def _pick_sorted(values: Tensor, order: Tensor, points: Tensor, top_p: Tensor) -> Tensor:
     before = values.double().cumsum(dim=-1) - values.double()
     kept = torch.where(before < top_p.double().unsqueeze(1), values, 0)
     return order.gather(1, _pick(kept, points).unsqueeze(1)).squeeze(1)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,7 +100,14 @@ class Scheduler:
     """Own the running rows and the bounded queue in front of them."""
 
     def __init__(
-        self, runtime: Runtime, metrics: Metrics, *, rows: int, queue: int, chunk: int
+        self,
+        runtime: Runtime,
+        metrics: Metrics,
+        torch_thread: Executor,
+        *,
+        rows: int,
+        queue: int,
+        chunk: int,
     ) -> None:
         self.runtime = runtime
         self.metrics = metrics
@@ -113,13 +121,14 @@ class Scheduler:
         self._seconds_per_text = 1.0
         self._refusing: Refusal | None = None
         self._stopped = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._torch_thread = torch_thread
+        self._stepping: Future[None] | None = None
 
     # Called from the server's threads.
 
     def start(self) -> None:
         """Start stepping."""
-        self._thread.start()
+        self._stepping = self._torch_thread.submit(self._loop)
 
     def submit(self, job: Job) -> None:
         """Queue a job, whose adapter is already acquired; Refusal when there is no room."""
@@ -165,13 +174,13 @@ class Scheduler:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._stepping:
+            self._stepping.result()
 
     @property
     def alive(self) -> bool:
         """Whether the engine still steps."""
-        return self._thread.is_alive()
+        return self._stepping is not None and not self._stepping.done()
 
     def _waiting_samples(self) -> int:
         reading = self._reading

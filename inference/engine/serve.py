@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 
 from inference.engine.errors import Refusal
@@ -41,7 +41,7 @@ class ServeOptions:
     """Prompt tokens read between two steps: more reads faster, less keeps streams smooth."""
     max_adapters: int = 32
     threads: int | None = None
-    """CPU threads; the default is torch's own."""
+    """CPU threads; the default leaves one core to the rest of the host."""
     drain_seconds: int = 5
     """How long SIGTERM leaves requests in flight to end."""
 
@@ -61,20 +61,28 @@ def serve(options: ServeOptions) -> None:
     """Load the base and answer until SIGTERM or SIGINT."""
     # Before the load, which takes seconds: a port in use should be said at once.
     listener = _listen(options.host, options.port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    # Nothing is in flight during the load, so a signal need not wait for it.
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: os._exit(0))
     started = time.monotonic()
-    runtime = Runtime(
+    torch_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+    runtime = torch_thread.submit(
+        Runtime,
         options.model,
         rows=options.rows,
         context=options.context,
         dtype=options.dtype,
         max_adapters=options.max_adapters,
-    )
+        threads=options.threads,
+    ).result()
     metrics = Metrics(options.served_name)
     scheduler = Scheduler(
-        runtime, metrics, rows=options.rows, queue=options.queue, chunk=options.prefill_chunk
+        runtime,
+        metrics,
+        torch_thread,
+        rows=options.rows,
+        queue=options.queue,
+        chunk=options.prefill_chunk,
     )
     server = Server(
         runtime, scheduler, metrics, served_name=options.served_name, api_key=options.api_key

@@ -8,7 +8,8 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,7 @@ class Server:
         asked = parse(LoadAdapter, await _body(request))
         if asked.lora_name == self.served_name:
             raise Refusal(f"{asked.lora_name} is the base's own name.", code="name_taken")
-        await asyncio.to_thread(self.runtime.bank.load, asked.lora_name, asked.lora_path)
+        await _in_short_thread(self.runtime.bank.load, asked.lora_name, asked.lora_path)
         return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
     async def unload_adapter(self, request: Request) -> Response:
@@ -185,7 +186,7 @@ class Server:
             raise
         return Submitted(job, events, f"chatcmpl-{uuid.uuid4().hex}", asked.model, int(time.time()))
 
-    async def _pieces(self, submitted: Submitted) -> AsyncIterator[Piece]:
+    async def _pieces(self, submitted: Submitted) -> AsyncGenerator[Piece]:
         """Yield a job's pieces until all samples end; cancel it when the reader leaves."""
         left = submitted.job.sampling.n
         try:
@@ -263,7 +264,7 @@ class Server:
             return None
 
         def entry(token: int, logprob: float) -> dict[str, Any]:
-            text = self.runtime.tokenizer.decode([token])
+            text = str(self.runtime.tokenizer.decode([token]))
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         content = [
@@ -321,6 +322,18 @@ async def _unless_disconnected(request: Request, work: Any) -> None:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _in_short_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run torch work beside the event loop in a thread that ends with it.
+
+    A thread that lives on, as asyncio.to_thread's do, would keep an OpenMP pool (see Runtime).
+    """
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+    finally:
+        executor.shutdown(wait=False)
 
 
 async def _body(request: Request) -> bytes:
