@@ -476,7 +476,7 @@ def laurel(
 ) -> tuple[list[list[Program]], list[Step], Callable[[], Mapping[str, str]]]:
     """Return Laurel's tiers, its steps and the environment that they run in."""
     own_engine = not os.environ.get("ENGINE_URL")
-    web_address = f"http://127.0.0.1:{web_port}/"
+    web_address = f"http://127.0.0.1:{web_port}/health"
     engine_address = f"http://127.0.0.1:{engine_port}"
     level = os.environ.get("LOG_LEVEL", "INFO")
     servers = services.embedded_servers(var)
