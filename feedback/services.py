@@ -36,7 +36,8 @@ from inference.services import load_on_engines
 ROLES = ("system", "user", "assistant")
 # A source that keeps giving the same text is asked this often for a different one.
 DISTINCT_ATTEMPTS = 4
-GENERATION_THREADS = 4
+# As many as an engine writes together.
+GENERATION_THREADS = 16
 STALLED_AFTER = timedelta(seconds=90)
 
 

@@ -165,7 +165,7 @@ def roll_back(
     Repeated roll-backs walk further back; they do not swing between two versions.
     """
     alias = Alias.objects.filter(project=project, name=alias_name).first()
-    target = _version_before(alias) if alias is not None else None
+    target = version_before(alias) if alias is not None else None
     if target is None:
         raise Conflict(
             f"There is nothing to roll {alias_name} back to: it has named only one version."
@@ -180,7 +180,7 @@ def roll_back(
     )
 
 
-def _version_before(alias: Alias) -> Version | None:
+def version_before(alias: Alias) -> Version | None:
     """Replay the ledger as a stack (promotions push, roll-backs pop); return the one below the top."""
     stack: list[Version] = []
     for move in alias.moves.select_related("to_version__base").order_by("id"):
@@ -213,7 +213,7 @@ def _move(
         if before is not None and before.pk == version.pk:
             raise Conflict(f"{alias_name} already names {version.name}. Nothing was changed.")
         if kind == AliasMove.Kind.ROLL_BACK:
-            expected = _version_before(alias)
+            expected = version_before(alias)
             if expected is None or expected.pk != version.pk:
                 raise Conflict(
                     f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
@@ -243,7 +243,7 @@ def wanted_on_engines() -> list[Version]:
     """Return every adapter that must stay warm: what aliases name and what they named before."""
     wanted: dict[int, Version] = {}
     for alias in Alias.objects.select_related("version__base"):
-        before = _version_before(alias)
+        before = version_before(alias)
         for version in (alias.version, before):
             if version is not None and not version.is_base:
                 wanted[version.pk] = version

@@ -15,6 +15,7 @@ from django.db import transaction
 from accounts.errors import ProductError, Unavailable
 from accounts.models import User
 from feedback.models import Prompt, text_digest
+from feedback.services import GENERATION_THREADS
 from inference import client
 from inference.models import Completion, Version
 from inference.services import load_on_engines
@@ -108,7 +109,7 @@ def _compare(evaluation: Evaluation) -> dict[str, Any]:
     timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
     scores: dict[int, list[float]] = {}
     lengths: dict[str, list[int]] = {"challenger": [], "champion": []}
-    with httpx.Client(timeout=timeout) as http, ThreadPoolExecutor(4) as threads:
+    with httpx.Client(timeout=timeout) as http, ThreadPoolExecutor(GENERATION_THREADS) as threads:
         jobs = [
             (prompt, sample, side, threads.submit(_answer, http, evaluation, prompt, sample, side))
             for prompt in prompts

@@ -40,7 +40,7 @@ class Snapshot(models.Model):
     )
     digest = models.CharField(max_length=64, blank=True)
     path = models.CharField(max_length=500, blank=True)
-    manifest = models.JSONField(default=dict)
+    manifest = models.JSONField(default=dict, blank=True)
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -91,7 +91,7 @@ class Run(models.Model):
     snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="runs")
     start_version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="runs_from")
     method = models.CharField(max_length=20)
-    arguments = models.JSONField(default=dict)
+    arguments = models.JSONField(default=dict, blank=True)
     seed = models.PositiveIntegerField(default=0)
     state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
     phase = models.CharField(max_length=20, blank=True)
@@ -103,7 +103,7 @@ class Run(models.Model):
     lease = models.UUIDField(null=True)
     heartbeat_at = models.DateTimeField(null=True)
     cancel_requested = models.BooleanField(default=False)
-    report = models.JSONField(default=dict)
+    report = models.JSONField(default=dict, blank=True)
     version = models.OneToOneField(
         Version, on_delete=models.PROTECT, null=True, blank=True, related_name="run"
     )
@@ -185,11 +185,11 @@ class Evaluation(models.Model):
     rule = models.CharField(max_length=200)
     samples = models.PositiveSmallIntegerField(default=4)
     seed = models.PositiveIntegerField(default=0)
-    sampling = models.JSONField(default=dict)
+    sampling = models.JSONField(default=dict, blank=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
     reason = models.CharField(max_length=500, blank=True)
     compared = models.PositiveIntegerField(default=0)
-    result = models.JSONField(default=dict)
+    result = models.JSONField(default=dict, blank=True)
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 

@@ -118,7 +118,7 @@ class AuditEntry(models.Model):
     user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     action = models.CharField(max_length=60)
     target = models.CharField(max_length=200)
-    details = models.JSONField(default=dict)
+    details = models.JSONField(default=dict, blank=True)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
