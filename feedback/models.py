@@ -11,7 +11,8 @@ from typing import Any
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Count, F, Q
+from django.db.models import Count, F, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -66,11 +67,19 @@ class CampaignQuerySet(models.QuerySet["Campaign"]):
         return self.filter(project__memberships__user=user)
 
     def with_progress(self) -> CampaignQuerySet:
-        """Add ``slot_count``, ``filled_count`` and ``item_count``; one query."""
+        """Add ``slot_count``, ``filled_count`` and ``item_count``; one query.
+
+        Counted apart: joined, the slots would be multiplied by the items.
+        """
+
+        def count(rows: models.QuerySet[Any]) -> Coalesce:
+            of_campaign = rows.filter(campaign=OuterRef("pk")).order_by().values("campaign")
+            return Coalesce(Subquery(of_campaign.annotate(n=Count("pk")).values("n")), 0)
+
         return self.annotate(
-            slot_count=Count("slots", distinct=True),
-            filled_count=Count("slots", filter=Q(slots__state=Slot.State.FILLED), distinct=True),
-            item_count=Count("items", distinct=True),
+            slot_count=count(Slot.objects.all()),
+            filled_count=count(Slot.objects.filter(state=Slot.State.FILLED)),
+            item_count=count(Item.objects.all()),
         )
 
 
@@ -108,7 +117,9 @@ class Campaign(models.Model):
     to_generate = models.PositiveIntegerField(default=0)
     # Moves with every generated item; a generation that stands still is started again.
     touched_at = models.DateTimeField(default=timezone.now)
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = CampaignQuerySet.as_manager()
@@ -191,10 +202,12 @@ class Slot(models.Model):
     # Positions of the item's responses from left to right, as this slot shows them.
     order = ArrayField(models.PositiveSmallIntegerField())
     state = models.CharField(max_length=6, choices=State.choices, default=State.OPEN)
-    holder = models.ForeignKey(User, on_delete=models.PROTECT, null=True, related_name="+")
+    holder = models.ForeignKey(
+        User, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
     token = models.PositiveIntegerField(default=0)
-    lease_expires_at = models.DateTimeField(null=True)
-    leased_at = models.DateTimeField(null=True)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    leased_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints = [
@@ -275,18 +288,20 @@ class Judgement(models.Model):
     campaign = models.ForeignKey(Campaign, on_delete=models.PROTECT, related_name="judgements")
     annotator = models.ForeignKey(User, on_delete=models.PROTECT, related_name="judgements")
     # Groups of response ids from best to worst; a group of several is a tie.
-    ranking = models.JSONField(null=True)
-    thumb = models.SmallIntegerField(null=True)
+    ranking = models.JSONField(null=True, blank=True)
+    thumb = models.SmallIntegerField(null=True, blank=True)
     # How much better the first is: 3 significantly, 2 clearly, 1 slightly.
-    strength = models.PositiveSmallIntegerField(null=True)
+    strength = models.PositiveSmallIntegerField(null=True, blank=True)
     both_bad = models.BooleanField(default=False)
     comment = models.TextField(blank=True, max_length=MAX_COMMENT)
     # Response ids from left to right, as they were shown.
     shown = ArrayField(models.BigIntegerField())
-    seconds = models.FloatField(null=True)
+    seconds = models.FloatField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now())
-    retracted_at = models.DateTimeField(null=True)
-    retracted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    retracted_at = models.DateTimeField(null=True, blank=True)
+    retracted_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     retracted_why = models.CharField(max_length=300, blank=True)
 
     objects = JudgementQuerySet.as_manager()
@@ -333,8 +348,10 @@ class CompletionFeedback(models.Model):
 
     completion = models.ForeignKey(Completion, on_delete=models.CASCADE, related_name="feedback")
     client_id = models.UUIDField(default=uuid.uuid4)
-    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
-    thumb = models.SmallIntegerField(null=True)
+    user = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    thumb = models.SmallIntegerField(null=True, blank=True)
     comment = models.TextField(blank=True, max_length=MAX_COMMENT)
     correction = models.TextField(blank=True, max_length=MAX_CORRECTION)
     complaint = models.BooleanField(default=False)

@@ -59,7 +59,9 @@ class Version(models.Model):
     snapshot_digest = models.CharField(max_length=64, blank=True)
     metrics = models.JSONField(default=dict, blank=True)
     proof = models.JSONField(default=dict, blank=True)
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = VersionQuerySet.as_manager()
@@ -138,10 +140,10 @@ class AliasMove(models.Model):
     alias = models.ForeignKey(Alias, on_delete=models.CASCADE, related_name="moves")
     kind = models.CharField(max_length=10, choices=Kind.choices)
     from_version = models.ForeignKey(
-        Version, on_delete=models.PROTECT, null=True, related_name="moves_away"
+        Version, on_delete=models.PROTECT, null=True, blank=True, related_name="moves_away"
     )
     to_version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="moves_here")
-    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     why = models.CharField(max_length=500, blank=True)
     milliseconds = models.FloatField()
     at = models.DateTimeField(auto_now_add=True)
@@ -180,7 +182,9 @@ class Completion(models.Model):
     prompt_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField(default=0)
     milliseconds = models.FloatField(default=0)
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = CompletionQuerySet.as_manager()

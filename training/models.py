@@ -41,7 +41,9 @@ class Snapshot(models.Model):
     digest = models.CharField(max_length=64, blank=True)
     path = models.CharField(max_length=500, blank=True)
     manifest = models.JSONField(default=dict, blank=True)
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = SnapshotQuerySet.as_manager()
@@ -100,17 +102,19 @@ class Run(models.Model):
     total_steps = models.PositiveIntegerField(default=0)
     attempts = models.PositiveSmallIntegerField(default=0)
     # Who executes it now: a fresh id for each attempt, so a worker that lost it notices.
-    lease = models.UUIDField(null=True)
-    heartbeat_at = models.DateTimeField(null=True)
+    lease = models.UUIDField(null=True, blank=True)
+    heartbeat_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
     report = models.JSONField(default=dict, blank=True)
     version = models.OneToOneField(
         Version, on_delete=models.PROTECT, null=True, blank=True, related_name="run"
     )
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
-    started_at = models.DateTimeField(null=True)
-    ended_at = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
 
     objects = RunQuerySet.as_manager()
 
@@ -190,7 +194,9 @@ class Evaluation(models.Model):
     reason = models.CharField(max_length=500, blank=True)
     compared = models.PositiveIntegerField(default=0)
     result = models.JSONField(default=dict, blank=True)
-    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

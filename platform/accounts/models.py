@@ -115,7 +115,9 @@ class AuditEntry(models.Model):
     """Who did what to what, kept for good."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="audit_entries")
-    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    user = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     action = models.CharField(max_length=60)
     target = models.CharField(max_length=200)
     details = models.JSONField(default=dict, blank=True)
