@@ -15,8 +15,8 @@ from feedback.models import Judgement
 # Beyond this many the page says "and more": nobody plans past it, and counting stays cheap.
 MOST_COUNTED = 500
 
-# What `assignment.claim` could hand to this annotator: open slots and leases that ran out, of items
-# that they neither hold, nor judged, nor skipped.
+# What `assignment.claim` could hand to this annotator: the task in hand, and open slots and leases
+# that ran out, of items that they neither hold, nor judged, nor skipped.
 _FREE = """
 SELECT slot.item_id FROM feedback_slot AS slot
  WHERE slot.campaign_id = campaign.id AND {free}
@@ -31,6 +31,10 @@ SELECT campaign.id,
        (SELECT count(DISTINCT free.item_id)
           FROM (({_FREE.format(free="slot.state = 'open'")}) UNION ALL
                 ({_FREE.format(free="slot.state = 'leased' AND slot.lease_expires_at < now()")})
+                UNION ALL
+                (SELECT held.item_id FROM feedback_slot AS held
+                  WHERE held.campaign_id = campaign.id AND held.holder_id = %(me)s
+                    AND held.state = 'leased')
                ) AS free)
   FROM unnest(%(campaigns)s::bigint[]) AS campaign(id)
 """

@@ -229,7 +229,7 @@ def _show(
         "campaign": campaign,
         "task": task,
         "progress": standing,
-        "day_total": standing.judged_today + standing.left + (1 if task else 0),
+        "day_total": standing.judged_today + standing.left,
         "undoable": assignment.last_undoable(campaign=campaign, annotator=annotator),
         "skip_reasons": SkipReason.choices,
         "said": said,
