@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import transaction
 
-from accounts.errors import ProductError
+from accounts.errors import Conflict, ProductError
 from accounts.models import ApiToken, AuditEntry, Membership, Project, Role, Scope, User
 
 
@@ -24,11 +24,40 @@ def create_project(*, name: str, by: User) -> Project:
 @transaction.atomic
 def set_member(*, project: Project, user: User, role: Role, by: User | None = None) -> Membership:
     """Give the user this role in the project, whether or not they were a member."""
+    if role != Role.ADMIN:
+        _keep_an_admin(project, user)
     membership, _ = Membership.objects.update_or_create(
         user=user, project=project, defaults={"role": role}
     )
     audit(project=project, by=by, action="member.set", target=user.username, role=str(role))
     return membership
+
+
+@transaction.atomic
+def remove_member(*, project: Project, user: User, by: User) -> None:
+    """End the user's membership and their tokens for the project; what they judged stays."""
+    _keep_an_admin(project, user)
+    removed, _ = Membership.objects.filter(project=project, user=user).delete()
+    if not removed:
+        raise Conflict(f"{user.username} is not a member any more.")
+    ApiToken.objects.filter(project=project, user=user).delete()
+    audit(project=project, by=by, action="member.remove", target=user.username)
+
+
+def _keep_an_admin(project: Project, user: User) -> None:
+    """Raise Conflict if the user is the project's only admin; locks its admins until commit."""
+    admins = Membership.objects.filter(project=project, role=Role.ADMIN).order_by("pk")
+    if [admin.user_id for admin in admins.select_for_update()] == [user.pk]:
+        raise Conflict(
+            f"{user.username} is the only admin of {project.name}. Make somebody else admin first."
+        )
+
+
+@transaction.atomic
+def revoke_token(*, token: ApiToken, by: User) -> None:
+    """End a token at once; programs that use it are refused from now on."""
+    audit(project=token.project, by=by, action="token.revoke", target=token.name)
+    token.delete()
 
 
 @transaction.atomic

@@ -6,6 +6,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+from config import dashboard
+
 
 def health(request: HttpRequest) -> HttpResponse:
     """Say that the process answers; touches nothing else."""
@@ -20,4 +22,10 @@ urlpatterns = [
     path("", include("inference.urls")),
     path("", include("feedback.urls")),
     path("", include("training.urls")),
+    path("p/<slug:slug>/", dashboard.project, name="project"),
+    path("p/<slug:slug>/", include("feedback.page_urls")),
+    path("p/<slug:slug>/", include("accounts.settings_urls")),
+    path("p/<slug:slug>/", include("inference.page_urls")),
+    path("p/<slug:slug>/", include("feedback.lead_urls")),
+    path("p/<slug:slug>/", include("training.page_urls")),
 ]

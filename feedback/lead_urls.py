@@ -1,0 +1,19 @@
+"""Pages of leads, under ``p/<slug>/``."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from feedback import views_lead as views
+
+urlpatterns = [
+    path("prompts/", views.prompts, name="prompts"),
+    path("campaigns/", views.campaigns, name="campaigns"),
+    path("campaigns/new", views.campaign_new, name="campaign_new"),
+    path("campaigns/<int:pk>/", views.campaign, name="campaign"),
+    path("campaigns/<int:pk>/progress", views.campaign_progress, name="campaign_progress"),
+    path("campaigns/<int:pk>/state", views.campaign_state, name="campaign_state"),
+    path("campaigns/<int:pk>/restart", views.campaign_restart, name="campaign_restart"),
+    path("feedback/", views.feedback_list, name="feedback_list"),
+    path("completions/<uuid:pk>/", views.completion, name="completion"),
+]

@@ -1,0 +1,52 @@
+"""What the pages of every floor share: ordered and paged tables, and refusals kept on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.paginator import Page, Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from accounts.errors import ProductError
+
+ROWS_PER_PAGE = 50
+
+
+def page_of(request: HttpRequest, rows: QuerySet[Any], size: int = ROWS_PER_PAGE) -> Page[Any]:
+    """Return the page that ``?page=`` asks for; one out of range gives the nearest. Two queries."""
+    return Paginator(rows, size).get_page(request.GET.get("page"))
+
+
+def ordered(
+    request: HttpRequest, rows: QuerySet[Any], columns: Mapping[str, str], default: str
+) -> tuple[QuerySet[Any], str]:
+    """Order the rows as ``?sort=name`` or ``?sort=-name`` asks; return them and the sort in force.
+
+    ``columns`` maps the names in the address to fields; the row's id settles equals.
+    """
+    sort = request.GET.get("sort", "")
+    if sort.removeprefix("-") not in columns:
+        sort = default
+    sign = "-" if sort.startswith("-") else ""
+    return rows.order_by(sign + columns[sort.removeprefix("-")], f"{sign}id"), sort
+
+
+def sentence(error: ProductError | ValidationError) -> str:
+    """Return what a service refused, as one sentence for the page."""
+    return error.message if isinstance(error, ProductError) else " ".join(error.messages)
+
+
+def refused(
+    request: HttpRequest,
+    template: str,
+    context: dict[str, Any],
+    error: ProductError | ValidationError | str,
+) -> HttpResponse:
+    """Show the same page again with what was typed, the sentence on top, and the right status."""
+    status = error.status_code if isinstance(error, ProductError) else 400
+    message = error if isinstance(error, str) else sentence(error)
+    return render(request, template, context | {"error": message}, status=status)

@@ -1,0 +1,246 @@
+"""Draw a run's curves on the server, as SVG that follows the page's theme.
+
+No script and no network: Altair describes, vl-convert renders. Colours are CSS variables with the
+Okabe–Ito values behind them, the rest is ``currentColor``, so one picture serves light and dark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import altair
+import vl_convert
+from django.core.cache import cache
+from django.utils.safestring import SafeString, mark_safe
+
+from training.models import Run
+
+# More points than this are averaged in equal stretches: a curve has no more pixels to show.
+MAX_POINTS = 240
+# From here on the points are noisy enough for a moving mean to say more than they do.
+SMOOTH_FROM = 24
+CACHE_SECONDS = 24 * 3600
+WIDTH, HEIGHT, LABEL_HEIGHT = 385, 185, 17
+OUTER_WIDTH = 556
+
+BLUE = "var(--okabe-blue, #0072b2)"
+ORANGE = "var(--okabe-orange, #d55e00)"
+GREEN = "var(--okabe-green, #009e73)"
+PURPLE = "var(--okabe-purple, #cc79a7)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a panel: which metric, what it is called there, in which colour."""
+
+    metric: str
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One picture: a title and the curves in it; ``top`` fixes the upper end of the axis."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    top: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A rendered panel with its text alternative."""
+
+    title: str
+    summary: str
+    svg: SafeString
+
+
+PANELS = (
+    Panel(title="Loss", curves=(Curve(metric="loss", label="loss", colour=BLUE),)),
+    Panel(
+        title="Reward accuracy",
+        curves=(Curve(metric="rewards/accuracies", label="accuracy", colour=GREEN),),
+        top=1.0,
+    ),
+    Panel(
+        title="Reward margin",
+        curves=(Curve(metric="rewards/margins", label="margin", colour=PURPLE),),
+    ),
+    Panel(
+        title="Rewards",
+        curves=(
+            Curve(metric="rewards/chosen", label="chosen", colour=BLUE),
+            Curve(metric="rewards/rejected", label="rejected", colour=ORANGE),
+        ),
+    ),
+)
+
+Point = tuple[float, float]
+
+
+def run_charts(run: Run) -> list[Chart]:
+    """Return the run's charts, drawn anew only when its last step has changed; two queries."""
+    last = run.metrics.order_by("-step").values_list("step", flat=True).first()
+    if last is None:
+        return []
+    key = f"run-charts:2:{run.pk}:{last}"
+    charts: list[Chart] | None = cache.get(key)
+    if charts is None:
+        charts = draw(list(run.metrics.order_by("step").values_list("step", "values")))
+        cache.set(key, charts, CACHE_SECONDS)
+    return charts
+
+
+def draw(metrics: Sequence[tuple[int, dict[str, Any]]]) -> list[Chart]:
+    """Return a chart for each panel that has points; ``metrics`` are (step, values) in order."""
+    charts = []
+    for panel in PANELS:
+        curves = [
+            (curve, points) for curve in panel.curves if (points := _points(metrics, curve.metric))
+        ]
+        if curves:
+            charts.append(
+                Chart(
+                    title=panel.title,
+                    summary=" ".join(_sentence(curve, points) for curve, points in curves),
+                    svg=_svg(panel, curves),
+                )
+            )
+    return charts
+
+
+def _points(metrics: Sequence[tuple[int, dict[str, Any]]], name: str) -> list[Point]:
+    """Return the metric's (step, value), thinned to MAX_POINTS by means of equal stretches."""
+    points = [
+        (float(step), float(values[name]))
+        for step, values in metrics
+        if isinstance(values.get(name), int | float)
+    ]
+    if len(points) <= MAX_POINTS:
+        return points
+    size = -(-len(points) // MAX_POINTS)
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches
+    ]
+
+
+def _smooth(points: Sequence[Point]) -> list[Point]:
+    """Return the mean over the last tenth of the points at each of them."""
+    window = max(3, len(points) // 10)
+    smooth = []
+    for index, (step, _) in enumerate(points):
+        recent = [value for _, value in points[max(0, index - window + 1) : index + 1]]
+        smooth.append((step, sum(recent) / len(recent)))
+    return smooth
+
+
+def _sentence(curve: Curve, points: Sequence[Point]) -> str:
+    (first_step, first), (last_step, last) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{curve.label.capitalize()} is {last:.3g} at step {last_step:.0f}."
+    verb = "rose" if last > first else "fell" if last < first else "stayed"
+    return (
+        f"{curve.label.capitalize()} {verb} from {first:.3g} at step {first_step:.0f} "
+        f"to {last:.3g} at step {last_step:.0f}."
+    )
+
+
+def _svg(panel: Panel, curves: Sequence[tuple[Curve, list[Point]]]) -> SafeString:
+    raw: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
+    ends: list[dict[str, Any]] = []
+    for curve, points in curves:
+        strong = points
+        if len(points) >= SMOOTH_FROM:
+            raw += _rows(curve, points)
+            strong = _smooth(points)
+        drawn += _rows(curve, strong)
+        ends += _rows(curve, strong[-1:])
+    values = [row["value"] for row in [*raw, *drawn]]
+    _place_labels(ends, span=max(0.0, *values) - min(0.0, *values))
+    spec = _spec(panel) | {"datasets": {"raw": raw, "drawn": drawn, "ends": ends}}
+    return _embed(vl_convert.vegalite_to_svg(spec))
+
+
+def _rows(curve: Curve, points: Sequence[Point]) -> list[dict[str, Any]]:
+    return [{"curve": curve.label, "step": step, "value": value} for step, value in points]
+
+
+def _place_labels(ends: list[dict[str, Any]], *, span: float) -> None:
+    """Add each curve's label and its height, moved apart where two curves end close together."""
+    line = span * LABEL_HEIGHT / HEIGHT
+    lowest = None
+    for end in sorted(ends, key=lambda end: end["value"]):
+        height = end["value"] if lowest is None else max(end["value"], lowest + line)
+        lowest = height
+        number = f"{end['value']:.2f}".replace("-", "−")
+        end |= {"height": height, "label": f"{end['curve']} {number}"}
+
+
+@lru_cache
+def _spec(panel: Panel) -> dict[str, Any]:
+    """Return the panel's description without its data; Altair checks it once, not at every draw."""
+    names = [curve.label for curve in panel.curves]
+    colours = altair.Scale(domain=names, range=[curve.colour for curve in panel.curves])
+    colour = altair.Color("curve:N", scale=colours, legend=None)
+    bounds = {} if panel.top is None else {"domainMax": panel.top}
+    x = altair.X(
+        "step:Q",
+        title="step",
+        axis=altair.Axis(grid=False, tickMinStep=1, tickCount=6, titleAnchor="end", format="d"),
+        scale=altair.Scale(nice=False),
+    )
+    y = altair.Y(
+        "value:Q",
+        title=None,
+        axis=altair.Axis(tickCount=5),
+        scale=altair.Scale(zero=True, **bounds),
+    )
+    raw = altair.Chart(altair.NamedData("raw")).mark_line(strokeWidth=1, strokeOpacity=0.45)
+    drawn = altair.Chart(altair.NamedData("drawn")).mark_line(strokeWidth=2.25, strokeCap="round")
+    ends = altair.Chart(altair.NamedData("ends"))
+    dots = ends.mark_point(filled=True, size=36, opacity=1)
+    labels = ends.mark_text(align="left", dx=8, fontSize=13, fontWeight=600, fill="currentColor")
+    chart = (
+        altair.layer(
+            raw.encode(x=x, y=y, color=colour),
+            drawn.encode(x=x, y=y, color=colour),
+            dots.encode(x=x, y=y, color=colour),
+            labels.encode(x=x, y=altair.Y("height:Q"), text="label:N"),
+        )
+        .properties(width=WIDTH, height=HEIGHT, background="transparent", padding=2)
+        .configure(font="inherit")
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor="currentColor",
+            titleColor="currentColor",
+            gridColor="currentColor",
+            gridOpacity=0.13,
+            domain=False,
+            ticks=False,
+            labelFontSize=13,
+            titleFontSize=13,
+            titleFontWeight="normal",
+            labelPadding=6,
+        )
+    )
+    return chart.to_dict()  # type: ignore[no-any-return]
+
+
+def _embed(svg: str) -> SafeString:
+    """Return the SVG fit for the page: it scales with its column and stays out of the reading.
+
+    Its caption carries the sentence that a screen reader needs.
+    """
+    # One width for all, whatever their labels take, so that their letters are of one size.
+    size = r' width="[^"]*" height="[^"]*" viewBox="0 0 [^ "]+ ([^"]+)"'
+    svg = re.sub(size, rf' viewBox="0 0 {OUTER_WIDTH} \1"', svg, count=1)
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    # Nothing in it came from a person: names are ours and values are numbers.
+    return mark_safe(svg)

@@ -1,0 +1,211 @@
+"""The forms of training pages; a method's arguments come from the engine's own schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from django.conf import settings
+
+from accounts.models import Project
+from feedback.models import Campaign
+from inference.models import AliasName, Version
+from training.engine.arguments import argument_schema
+from training.models import Snapshot
+
+METHODS = ("dpo",)
+SEED = {"min_value": 0, "max_value": 2**31 - 1, "initial": 0}
+
+
+class SnapshotForm(forms.Form):
+    """Which campaigns a snapshot is taken of."""
+
+    campaigns = forms.ModelMultipleChoiceField(
+        label="Campaigns",
+        queryset=Campaign.objects.none(),
+        widget=forms.CheckboxSelectMultiple,
+        error_messages={"required": "Choose at least one campaign."},
+    )
+    heldout_fraction = forms.FloatField(
+        label="Held out",
+        min_value=0,
+        max_value=0.9,
+        initial=0.2,
+        help_text="Share of the prompts kept from training, to measure on. 0 to 0.9.",
+        widget=forms.NumberInput(attrs={"step": "0.05"}),
+    )
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        campaigns = self.fields["campaigns"]
+        assert isinstance(campaigns, forms.ModelMultipleChoiceField)
+        campaigns.queryset = Campaign.objects.filter(project=project)
+
+
+class RunForm(forms.Form):
+    """From what to train, and by what method."""
+
+    snapshot = forms.ModelChoiceField(queryset=Snapshot.objects.none(), empty_label=None)
+    start_version = forms.ModelChoiceField(
+        label="Start from",
+        queryset=Version.objects.none(),
+        empty_label=None,
+        help_text="The plain base, or an adapter to train further.",
+    )
+    method = forms.ChoiceField(choices=[(method, method.upper()) for method in METHODS])
+    seed = forms.IntegerField(
+        **SEED, help_text="The same snapshot, arguments and seed give the same adapter."
+    )
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        snapshots, versions = self.fields["snapshot"], self.fields["start_version"]
+        assert isinstance(snapshots, forms.ModelChoiceField)
+        assert isinstance(versions, forms.ModelChoiceField)
+        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        snapshots.label_from_instance = snapshot_label
+        versions.queryset = (
+            Version.objects.filter(project=project).select_related("base").order_by("number")
+        )
+        versions.label_from_instance = version_label
+
+
+def snapshot_label(snapshot: Any) -> str:
+    rows = snapshot.manifest.get("rows", {}).get("train", 0)
+    return f"snapshot {snapshot.pk}: {rows:,} pairs to learn from ({snapshot.digest[:12]})"
+
+
+def version_label(version: Any) -> str:
+    if version.is_base:
+        return f"base: {version.base.name}"
+    return f"{version.name}: {version.method.upper()} on {version.base.name}"
+
+
+class ArgumentsForm(forms.Form):
+    """A method's arguments, built from ``training.engine.arguments``; JSON wins over fields."""
+
+    as_json = forms.CharField(
+        label="As JSON",
+        required=False,
+        help_text="What is named here wins over the fields above.",
+        widget=forms.Textarea(attrs={"rows": 8, "spellcheck": "false", "class": "mono"}),
+    )
+
+    def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
+        super().__init__(*args, prefix="a", **kwargs)
+        self.schema = argument_schema(method)
+        for row in self.schema:
+            self.fields[row["name"]] = _argument_field(row)
+
+    @property
+    def basic(self) -> list[forms.BoundField]:
+        """Return the fields of the short form."""
+        return [self[row["name"]] for row in self.schema if row["basic"]]
+
+    @property
+    def further(self) -> list[forms.BoundField]:
+        """Return the rest."""
+        return [self[row["name"]] for row in self.schema if not row["basic"]]
+
+    @property
+    def further_open(self) -> bool:
+        """Say whether one of the rest has an error or differs from its default."""
+        return any(field.errors for field in self.further)
+
+    def clean_as_json(self) -> dict[str, Any]:
+        text = self.cleaned_data["as_json"].strip()
+        if not text:
+            return {}
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise forms.ValidationError(f"This is not JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise forms.ValidationError("This must be an object, such as {“beta”: 0.1}.")
+        return value
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what was given, as ``start_run`` takes it."""
+        given: dict[str, Any] = {}
+        for row in self.schema:
+            value = self.cleaned_data.get(row["name"])
+            if row["type"] == "list":
+                value = [name.strip() for name in (value or "").split(",") if name.strip()]
+            if value is not None and value != "":
+                given[row["name"]] = value
+        return given | self.cleaned_data["as_json"]
+
+
+def _argument_field(row: dict[str, Any]) -> forms.Field:
+    """Return a form field for one row of the schema."""
+    unit = f" ({row['unit']})" if row["unit"] else ""
+    common: dict[str, Any] = {
+        "label": row["name"].replace("_", " ") + unit,
+        "help_text": _help(row),
+        "required": False,
+        "initial": row["default"],
+    }
+    if row["type"] == "choice":
+        return forms.ChoiceField(choices=[(choice, choice) for choice in row["choices"]], **common)
+    if row["type"] == "boolean":
+        return forms.BooleanField(**common)
+    if row["type"] == "list":
+        return forms.CharField(**common | {"initial": ", ".join(row["default"])})
+    # Limits are checked by the engine's own code, whose sentence names the argument.
+    number = forms.IntegerField if row["type"] == "integer" else forms.FloatField
+    return number(widget=forms.NumberInput(attrs={"step": "any"}), **common)
+
+
+def _help(row: dict[str, Any]) -> str:
+    source = f" Source: {row['source']}." if row["source"] else ""
+    return f"{row['meaning']}{source}"
+
+
+class EvaluationForm(forms.Form):
+    """Which version meets which, on whose held-out prompts, by what rule."""
+
+    challenger = forms.ModelChoiceField(queryset=Version.objects.none(), empty_label=None)
+    champion = forms.ModelChoiceField(
+        queryset=Version.objects.none(),
+        empty_label=None,
+        help_text="The version to beat: what serves in production, unless you choose otherwise.",
+    )
+    snapshot = forms.ModelChoiceField(
+        label="Held-out prompts of",
+        queryset=Snapshot.objects.none(),
+        empty_label=None,
+        help_text="Prompts that this snapshot kept from training.",
+    )
+    rule = forms.ChoiceField(help_text="Which answer counts as better; a rule of this site.")
+    samples = forms.IntegerField(
+        label="Answers to each prompt",
+        min_value=1,
+        max_value=64,
+        initial=4,
+        help_text="More of them narrow the interval and take longer.",
+    )
+    seed = forms.IntegerField(**SEED)
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        versions = Version.objects.filter(project=project).select_related("base")
+        for name in ("challenger", "champion"):
+            field = self.fields[name]
+            assert isinstance(field, forms.ModelChoiceField)
+            field.queryset = versions.order_by("-number")
+            field.label_from_instance = version_label
+        snapshots, rule = self.fields["snapshot"], self.fields["rule"]
+        assert isinstance(snapshots, forms.ModelChoiceField)
+        assert isinstance(rule, forms.ChoiceField)
+        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        snapshots.label_from_instance = _heldout_label
+        rule.choices = [(name, name) for name in settings.EVALUATION_RULES]
+        production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
+        if production is not None:
+            self.initial.setdefault("champion", production.pk)
+
+
+def _heldout_label(snapshot: Any) -> str:
+    prompts = snapshot.manifest.get("prompts", {}).get("heldout", 0)
+    return f"snapshot {snapshot.pk}: {prompts:,} held-out prompts ({snapshot.digest[:12]})"

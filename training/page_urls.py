@@ -1,0 +1,24 @@
+"""Pages of snapshots, runs and evaluations, under ``p/<slug>/``."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from training import views
+
+urlpatterns = [
+    path("snapshots/", views.snapshot_index, name="snapshots"),
+    path("snapshots/<int:pk>/", views.snapshot, name="snapshot"),
+    path("snapshots/<int:pk>/body", views.snapshot_body, name="snapshot_body"),
+    path("runs/", views.run_index, name="runs"),
+    path("runs/new", views.run_new, name="run_new"),
+    path("runs/<int:pk>/", views.run, name="run"),
+    path("runs/<int:pk>/status", views.run_status, name="run_status"),
+    path("runs/<int:pk>/charts", views.run_charts, name="run_charts"),
+    path("runs/<int:pk>/cancel", views.run_cancel, name="run_cancel"),
+    path("runs/<int:pk>/again", views.run_again, name="run_again"),
+    path("evaluations/", views.evaluation_index, name="evaluations"),
+    path("evaluations/new", views.evaluation_new, name="evaluation_new"),
+    path("evaluations/<int:pk>/", views.evaluation_page, name="evaluation"),
+    path("evaluations/<int:pk>/body", views.evaluation_body, name="evaluation_body"),
+]

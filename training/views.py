@@ -1,0 +1,382 @@
+"""Pages of snapshots, runs and evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.access import get_membership
+from accounts.errors import ProductError
+from accounts.models import Membership, Role
+from accounts.pages import ordered, page_of, refused
+from inference.models import Version
+from training import charts, evaluation, runs, snapshots
+from training.forms import METHODS, ArgumentsForm, EvaluationForm, RunForm, SnapshotForm
+from training.models import Evaluation, Run, Snapshot
+
+LOOK_AGAIN = "Some fields need another look; see below."
+PREVIEW_ROWS = 5
+RUN_COLUMNS = {
+    "created": "id",
+    "state": "state",
+    "snapshot": "snapshot_id",
+    "from": "start_version__number",
+    "version": "version__number",
+}
+# Names of exclusions as a person says them; they are the keys of the ledger.
+EXCLUSIONS = {
+    "both_bad": "all responses were called bad",
+    "equal_texts": "the responses were the same text",
+    "retracted": "taken back by their annotator",
+    "thumb": "a thumb, which gives no pair",
+    "tie": "a tie of all responses",
+}
+
+
+# Snapshots
+
+
+@login_required
+def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
+    """List snapshots; take one of chosen campaigns."""
+    membership = get_membership(request, slug, Role.LEAD)
+    form = SnapshotForm(
+        request.POST if request.method == "POST" else None,
+        project=membership.project,
+        initial={"campaigns": request.GET.getlist("campaign")},
+    )
+    rows = Snapshot.objects.filter(project=membership.project).select_related("created_by")
+    context = {
+        "page": page_of(request, rows.prefetch_related("campaigns")),
+        "form": form,
+        "has_campaigns": membership.project.campaigns.exists(),
+    }
+    if request.method != "POST":
+        return render(request, "training/snapshots.html", context)
+    if not form.is_valid():
+        return refused(request, "training/snapshots.html", context, LOOK_AGAIN)
+    try:
+        made = snapshots.create_snapshot(
+            project=membership.project,
+            campaigns=list(form.cleaned_data["campaigns"]),
+            by=membership.user,
+            heldout_fraction=form.cleaned_data["heldout_fraction"],
+        )
+    except (ProductError, ValidationError) as error:
+        return refused(request, "training/snapshots.html", context, error)
+    messages.success(request, "The snapshot is being written.")
+    return redirect("snapshot", slug, made.pk)
+
+
+def _snapshot(request: HttpRequest, slug: str, pk: int) -> Snapshot:
+    membership = get_membership(request, slug, Role.LEAD)
+    rows = Snapshot.objects.filter(project=membership.project).select_related("created_by")
+    return get_object_or_404(rows, pk=pk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerLine:
+    """One line of the conservation ledger."""
+
+    label: str
+    judgements: int
+
+
+def _ledger(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the ledger as lines that add up, and whether they do."""
+    ledger = manifest.get("ledger")
+    if not ledger:
+        return None
+    lines = [
+        LedgerLine(label=EXCLUSIONS.get(key, key.replace("_", " ")), judgements=number)
+        for key, number in ledger["excluded"].items()
+    ]
+    accounted = ledger["exported"] + sum(line.judgements for line in lines)
+    return ledger | {
+        "lines": lines,
+        "accounted": accounted,
+        "balances": accounted == ledger["judgements"],
+    }
+
+
+def _preview(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return the first rows of the training part, as they stand in the file."""
+    try:
+        with pq.ParquetFile(snapshot.folder / "train.parquet") as file:
+            batch = next(file.iter_batches(batch_size=PREVIEW_ROWS), None)
+    except OSError:
+        return []  # the page says that the files are missing
+    return [] if batch is None else list(batch.to_pylist())
+
+
+def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
+    ready = snapshot.state == Snapshot.State.READY
+    return {
+        "snapshot": snapshot,
+        "waiting": snapshot.state in (Snapshot.State.QUEUED, Snapshot.State.BUILDING),
+        "campaigns": snapshot.campaigns.all(),
+        "ledger": _ledger(snapshot.manifest),
+        "files": snapshot.manifest.get("files", {}),
+        "preview": _preview(snapshot) if ready else [],
+        "runs": snapshot.runs.select_related("version", "start_version"),
+    }
+
+
+@login_required
+@require_GET
+def snapshot(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Show what a snapshot holds and that nothing got lost on the way into it."""
+    found = _snapshot(request, slug, pk)
+    return render(request, "training/snapshot.html", _snapshot_context(found))
+
+
+@login_required
+@require_GET
+def snapshot_body(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Render the page under its head alone; once it is ready, have the whole page loaded."""
+    found = _snapshot(request, slug, pk)
+    context = _snapshot_context(found)
+    response = render(request, "training/_snapshot_body.html", context)
+    if not context["waiting"]:
+        response["HX-Refresh"] = "true"
+    return response
+
+
+# Runs
+
+
+@login_required
+@require_GET
+def run_index(request: HttpRequest, slug: str) -> HttpResponse:
+    """List runs."""
+    membership = get_membership(request, slug, Role.LEAD)
+    rows = Run.objects.filter(project=membership.project)
+    state = request.GET.get("state", "")
+    if state in Run.State.values:
+        rows = rows.filter(state=state)
+    rows = rows.select_related("snapshot", "start_version", "version", "created_by")
+    rows, sort = ordered(request, rows, RUN_COLUMNS, default="-created")
+    context = {
+        "page": page_of(request, rows),
+        "sort": sort,
+        "state": state,
+        "states": Run.State.choices,
+    }
+    return render(request, "training/runs.html", context)
+
+
+@login_required
+def run_new(request: HttpRequest, slug: str) -> HttpResponse:
+    """Queue a training run."""
+    membership = get_membership(request, slug, Role.ADMIN)
+    data = request.POST if request.method == "POST" else None
+    asked = (data or request.GET).get("method", METHODS[0])
+    method = asked if asked in METHODS else METHODS[0]
+    form = RunForm(
+        data,
+        project=membership.project,
+        initial={
+            "snapshot": request.GET.get("snapshot"),
+            "start_version": request.GET.get("start_version"),
+            "method": method,
+        },
+    )
+    arguments = ArgumentsForm(data, method=method)
+    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
+    context = {"form": form, "arguments": arguments, "has_snapshot": ready.exists()}
+    template = "training/run_new.html"
+    if data is None:
+        return render(request, template, context)
+    if not (form.is_valid() & arguments.is_valid()):
+        return refused(request, template, context, LOOK_AGAIN)
+    try:
+        started = runs.start_run(
+            snapshot=form.cleaned_data["snapshot"],
+            start_version=form.cleaned_data["start_version"],
+            method=form.cleaned_data["method"],
+            arguments=arguments.arguments(),
+            seed=form.cleaned_data["seed"],
+            by=membership.user,
+        )
+    except (ProductError, ValidationError) as error:
+        return refused(request, template, context, error)
+    messages.success(request, f"Run {started.pk} waits for a trainer.")
+    return redirect("run", slug, started.pk)
+
+
+def _run(
+    request: HttpRequest, slug: str, pk: int, role: Role = Role.LEAD
+) -> tuple[Membership, Run]:
+    membership = get_membership(request, slug, role)
+    rows = Run.objects.filter(project=membership.project).select_related(
+        "project", "snapshot", "start_version__base", "version", "created_by"
+    )
+    return membership, get_object_or_404(rows, pk=pk)
+
+
+def _seconds_left(run: Run) -> float | None:
+    """Return how long the rest of the steps takes at the pace so far; None while unknown."""
+    if run.state != Run.State.RUNNING or run.step >= run.total_steps:
+        return None
+    rows = run.metrics.order_by("step").values_list("step", "values__time")
+    first, last = rows.first(), rows.last()
+    if first is None or last is None or first[0] == last[0] or not (first[1] and last[1]):
+        return None
+    pace = (last[1] - first[1]) / (last[0] - first[0])
+    return max(0.0, pace * (run.total_steps - run.step))
+
+
+def _status_context(run: Run) -> dict[str, Any]:
+    return {"run": run, "seconds_left": _seconds_left(run)}
+
+
+def _run_context(run: Run) -> dict[str, Any]:
+    return _status_context(run) | {
+        "charts": charts.run_charts(run),
+        "notes": run.notes.all(),
+        "evaluation": run.report.get("evaluation") or {},
+    }
+
+
+@login_required
+@require_GET
+def run(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Show a run: the curve first, the JSON last."""
+    _, run = _run(request, slug, pk)
+    return render(request, "training/run.html", _run_context(run))
+
+
+@login_required
+@require_GET
+def run_status(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Render the run's state alone; once it has ended, have the whole page loaded."""
+    _, run = _run(request, slug, pk)
+    response = render(request, "training/_run_status.html", _status_context(run))
+    if not run.is_live:
+        response["HX-Refresh"] = "true"
+    return response
+
+
+@login_required
+@require_GET
+def run_charts(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Render the curves alone; 204 while there is no step after ``?after=``."""
+    _, run = _run(request, slug, pk)
+    after = request.GET.get("after", "")
+    if run.is_live and after.isdigit() and run.step <= int(after):
+        return HttpResponse(status=204)
+    context = {"run": run, "charts": charts.run_charts(run)}
+    return render(request, "training/_run_charts.html", context)
+
+
+@login_required
+@require_POST
+def run_cancel(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Stop a run within one step."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        runs.cancel_run(run=run, by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    messages.success(request, f"Run {run.pk} stops at its next step.")
+    return redirect("run", slug, pk)
+
+
+@login_required
+@require_POST
+def run_again(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Queue the same training as a new run."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        queued = runs.run_again(run=run, by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    messages.success(request, f"Run {queued.pk} is queued; it repeats run {run.pk}.")
+    return redirect("run", slug, queued.pk)
+
+
+# Evaluations
+
+
+@login_required
+@require_GET
+def evaluation_index(request: HttpRequest, slug: str) -> HttpResponse:
+    """List evaluations."""
+    membership = get_membership(request, slug, Role.LEAD)
+    rows = Evaluation.objects.filter(project=membership.project)
+    version = request.GET.get("version", "")
+    if version.isdigit():
+        rows = rows.filter(challenger__number=int(version[:9]))
+    rows = rows.select_related("challenger", "champion", "created_by")
+    context = {
+        "page": page_of(request, rows),
+        "version": version,
+        "versions": Version.objects.filter(project=membership.project).order_by("-number"),
+    }
+    return render(request, "training/evaluations.html", context)
+
+
+@login_required
+def evaluation_new(request: HttpRequest, slug: str) -> HttpResponse:
+    """Compare two versions on held-out prompts."""
+    membership = get_membership(request, slug, Role.LEAD)
+    data = request.POST if request.method == "POST" else None
+    initial = {
+        name: request.GET[name] for name in ("challenger", "snapshot") if name in request.GET
+    }
+    form = EvaluationForm(data, project=membership.project, initial=initial)
+    versions = Version.objects.filter(project=membership.project)
+    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
+    context = {"form": form, "possible": versions.count() > 1 and ready.exists()}
+    template = "training/evaluation_new.html"
+    if data is None:
+        return render(request, template, context)
+    if not form.is_valid():
+        return refused(request, template, context, LOOK_AGAIN)
+    try:
+        started = evaluation.start_evaluation(by=membership.user, **form.cleaned_data)
+    except (ProductError, ValidationError) as error:
+        return refused(request, template, context, error)
+    messages.success(request, "The comparison is queued.")
+    return redirect("evaluation", slug, started.pk)
+
+
+def _evaluation_context(request: HttpRequest, slug: str, pk: int) -> dict[str, Any]:
+    membership = get_membership(request, slug, Role.LEAD)
+    rows = Evaluation.objects.filter(project=membership.project).select_related(
+        "challenger", "champion", "snapshot", "created_by"
+    )
+    found = get_object_or_404(rows, pk=pk)
+    heldout = found.snapshot.manifest.get("prompts", {}).get("heldout", 0)
+    return {
+        "evaluation": found,
+        "win_rate": found.result.get("win_rate"),
+        "waiting": found.state in (Evaluation.State.QUEUED, Evaluation.State.RUNNING),
+        "to_compare": heldout * found.samples,
+    }
+
+
+@login_required
+@require_GET
+def evaluation_page(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Show a comparison: the win rate with its interval first."""
+    return render(request, "training/evaluation.html", _evaluation_context(request, slug, pk))
+
+
+@login_required
+@require_GET
+def evaluation_body(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Render a comparison's state and result alone."""
+    context = _evaluation_context(request, slug, pk)
+    response = render(request, "training/_evaluation_body.html", context)
+    if not context["waiting"]:
+        response["HX-Refresh"] = "true"
+    return response
