@@ -506,6 +506,9 @@ def laurel(
             "config.asgi:application",
             host=os.environ.get("WEB_HOST", "127.0.0.1"),
             port=web_port,
+            workers=env_int("WEB_WORKERS", 2),
+            # A worker that waits long for its turn on a busy machine is not a dead one.
+            timeout_worker_healthcheck=60,
             lifespan="off",
             no_access_log=True,
             no_server_header=True,
