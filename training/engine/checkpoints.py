@@ -1,0 +1,109 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inference.artifacts import file_digest
+from training.engine.rundir import write_json
+
+KEPT = 2
+TENSORS = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run has come; the step is also its position in the data."""
+
+    step: int = 0
+    seconds: float = 0.0
+    token_budget: int = 0
+    plain: bool = False
+    precision: str = ""
+    before: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write checkpoints/step-N whole or not at all, and drop all but the last two."""
+    draft, target = folder / f".step-{progress.step}", folder / f"step-{progress.step}"
+    if target.exists():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = {f"parameter/{name}": value.detach() for name, value in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / TENSORS)
+    _flush(draft / TENSORS)
+    digest = file_digest(draft / TENSORS)
+    write_json(draft / "progress.json", {**asdict(progress), "digest": digest})
+    os.rename(draft, target)
+    _flush(folder)
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor]] | None:
+    """Return the newest checkpoint that is whole; None if there is none."""
+    for path in _newest_first(folder):
+        try:
+            progress = json.loads((path / "progress.json").read_text())
+            if progress.pop("digest") == file_digest(path / TENSORS):
+                return Progress(**progress), load_file(path / TENSORS)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            continue  # damaged: the one before it will do
+    return None
+
+
+def restore(
+    tensors: dict[str, Tensor],
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Put a checkpoint's tensors back in place, the random state included."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, what, name = key.split("/", 2)
+            parameter = parameters[name]
+            place = value if what == "step" else value.to(parameter.device)
+            optimizer.state[parameter][what] = place
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: -int(path.name[5:]))
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file, or a rename in a folder, survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

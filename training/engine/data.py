@@ -1,0 +1,280 @@
+"""Snapshot rows to rank trees: one prompt, its distinct responses, and the pairs between them.
+
+No torch in here: token ids are plain integers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.engine.errors import RunError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One judgement between two responses of a tree, named by their places in it."""
+
+    chosen: int
+    rejected: int
+    weight: float = 1.0
+    margin: float = 1.0
+    tie: bool = False
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt's tokens, the tokens of each distinct response, and the judged pairs."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def weight(self) -> float:
+        return sum(pair.weight for pair in self.pairs)
+
+
+@dataclass
+class RowCounts:
+    """What became of the rows; dropped = in - used."""
+
+    rows: int = 0
+    used: int = 0
+    truncated: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "in": self.rows,
+            "used": self.used,
+            "truncated": self.truncated,
+            "dropped": self.rows - self.used,
+        }
+
+
+def read_trees(
+    path: Path,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    keep_ties: bool = False,
+) -> tuple[list[Tree], RowCounts]:
+    """Read a snapshot file into trees, in the order in which their prompts first appear.
+
+    Equal judgements (same pair, margin) become one pair with the sum of their weights, so the
+    weighted mean over pairs is the mean over rows. Raises RunError for rows that make no sense.
+    """
+    counts = RowCounts()
+    encode = Encoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+    groups: dict[str, _Group] = {}
+    for number, row in enumerate(_rows(path), 1):
+        counts.rows += 1
+        where = f"Row {number} of {path.name}"
+        prompt = _messages(row.get("prompt"), "prompt", where)
+        tie = bool(row.get("tie"))
+        if tie and not keep_ties:
+            continue
+        key = f"{row.get('prompt_id')}\0{_canonical(prompt)}"
+        if key not in groups:
+            groups[key] = _Group(*encode.prompt(prompt))
+        group = groups[key]
+        chosen = group.place(encode, prompt, _messages(row.get("chosen"), "chosen", where))
+        rejected = None
+        if row.get("rejected"):
+            given = _messages(row["rejected"], "rejected", where)
+            rejected = group.place(encode, prompt, given)
+        if chosen is None or rejected is None or chosen == rejected:
+            continue
+        group.enter(row, chosen, rejected, tie, where)
+        counts.used += 1
+        counts.truncated += group.cut or not group.cut_places.isdisjoint((chosen, rejected))
+    return [tree for group in groups.values() if (tree := group.tree())], counts
+
+
+class _Group:
+    """A tree in the making."""
+
+    def __init__(self, prompt: tuple[int, ...], cut: bool) -> None:
+        self.prompt = prompt
+        self.cut = cut
+        self.places: dict[tuple[int, ...], int] = {}
+        self.seen: dict[str, int | None] = {}
+        self.cut_places: set[int] = set()
+        self.weights: dict[Pair, float] = {}
+
+    def place(self, encode: Encoder, prompt: list[Message], response: list[Message]) -> int | None:
+        """Return the place of a response; None when nothing of it is left to learn from."""
+        key = _canonical(response)
+        if key not in self.seen:
+            tokens, cut = encode.response(prompt, response, len(self.prompt))
+            place = self.places.setdefault(tokens, len(self.places)) if tokens else None
+            if cut and place is not None:
+                self.cut_places.add(place)
+            self.seen[key] = place
+        return self.seen[key]
+
+    def enter(self, row: dict[str, Any], chosen: int, rejected: int, tie: bool, where: str) -> None:
+        weight = _number(row.get("weight"), "weight", where)
+        margin = _number(row.get("margin"), "margin", where)
+        share = _number(row.get("probability"), "probability", where)
+        if weight <= 0 or not 0 <= share <= 1:
+            raise RunError(f"{where} needs a weight above 0 and a probability from 0 to 1.")
+        # A soft label is both judgements at once, each with its share.
+        for first, second, part in ((chosen, rejected, share), (rejected, chosen, 1 - share)):
+            if part > 0:
+                pair = Pair(first, second, 0.0, margin, tie)
+                self.weights[pair] = self.weights.get(pair, 0.0) + weight * part
+
+    def tree(self) -> Tree | None:
+        """Return the finished tree; None without a pair."""
+        if not self.weights:
+            return None
+        named = sorted({place for pair in self.weights for place in (pair.chosen, pair.rejected)})
+        tokens = list(self.places)
+        moved = {place: number for number, place in enumerate(named)}
+        return Tree(
+            self.prompt,
+            tuple(tokens[place] for place in named),
+            tuple(
+                Pair(moved[pair.chosen], moved[pair.rejected], weight, pair.margin, pair.tie)
+                for pair, weight in self.weights.items()
+            ),
+        )
+
+
+class Encoder:
+    """Messages to tokens by the tokenizer's chat template.
+
+    A response's tokens are encoded on their own, behind exactly the prompt tokens that the model
+    is given when it answers; nothing is kept after its end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_length: int, max_prompt_length: int) -> None:
+        if not tokenizer.chat_template:
+            raise RunError(
+                "The base's tokenizer has no chat template: use an instruction-tuned base, "
+                "or add a chat_template.jinja to its folder."
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.max_prompt_length = max_prompt_length
+
+    def prompt(self, messages: list[Message]) -> tuple[tuple[int, ...], bool]:
+        """Return the tokens up to where the answer begins, and whether the beginning was cut."""
+        tokens = self._tokens(self._text(messages, answering=True))
+        return tokens[-self.max_prompt_length :], len(tokens) > self.max_prompt_length
+
+    def response(
+        self, prompt: list[Message], response: list[Message], prompt_length: int
+    ) -> tuple[tuple[int, ...], bool]:
+        """Return the tokens of the answer, and whether its end was cut."""
+        before = self._text(prompt, answering=True)
+        whole = self._text([*prompt, *response], answering=False)
+        if not whole.startswith(before):
+            raise RunError(
+                "The chat template writes a prompt differently once it is answered, so the answer "
+                "cannot be told from the prompt: use a base with a plainer template."
+            )
+        tokens = self._tokens(whole[len(before) :])
+        end = self.tokenizer.eos_token_id
+        if end in tokens:
+            tokens = tokens[: len(tokens) - tokens[::-1].index(end)]
+        room = self.max_length - prompt_length
+        return tokens[:room], len(tokens) > room
+
+    def _text(self, messages: list[Message], *, answering: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=answering
+                )
+            )
+        except Exception as error:  # a template may raise anything
+            raise RunError(f"The base's chat template refuses a conversation: {error}.") from error
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:
+    """Cut a tree that is over the token budget into trees that share its prompt.
+
+    Pairs keep their order; a pair that is over the budget alone stays whole.
+    """
+    if tree.tokens <= budget:
+        yield tree
+        return
+    part: list[Pair] = []
+    for pair in tree.pairs:
+        if part and _part(tree, [*part, pair]).tokens > budget:
+            yield _part(tree, part)
+            part = []
+        part.append(pair)
+    yield _part(tree, part)
+
+
+def _part(tree: Tree, pairs: list[Pair]) -> Tree:
+    named = sorted({place for pair in pairs for place in (pair.chosen, pair.rejected)})
+    moved = {place: number for number, place in enumerate(named)}
+    return Tree(
+        tree.prompt,
+        tuple(tree.responses[place] for place in named),
+        tuple(
+            dataclasses.replace(pair, chosen=moved[pair.chosen], rejected=moved[pair.rejected])
+            for pair in pairs
+        ),
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = {"prompt", "chosen"} - set(file.schema_arrow.names)
+            if missing:
+                raise RunError(
+                    f"{path.name} lacks the column {', '.join(sorted(missing))}: "
+                    "take the snapshot again."
+                )
+            for batch in file.iter_batches(1024):
+                yield from batch.to_pylist()
+    except FileNotFoundError as error:
+        raise RunError(f"The snapshot has no {path.name}: take it again.") from error
+    except pa.ArrowInvalid as error:
+        raise RunError(f"{path} is not a Parquet file, or is damaged: take it again.") from error
+
+
+def _messages(value: Any, column: str, where: str) -> list[Message]:
+    good = isinstance(value, list) and value
+    if not good or not all(
+        isinstance(one, dict) and one.get("role") and isinstance(one.get("content"), str)
+        for one in value
+    ):
+        raise RunError(f"{where}: {column} must be a list of messages with role and content.")
+    return [{"role": one["role"], "content": one["content"]} for one in value]
+
+
+def _number(value: Any, column: str, where: str) -> float:
+    """Return a column's number, 1 where it is absent."""
+    number = 1.0 if value is None else float(value)
+    if not math.isfinite(number):
+        raise RunError(f"{where}: {column} is not a finite number.")
+    return number
+
+
+def _canonical(messages: Iterable[Message]) -> str:
+    return json.dumps(list(messages), sort_keys=True)

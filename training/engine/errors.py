@@ -1,0 +1,21 @@
+"""The one exception that leaves the engine: why a run ended, and what to change."""
+
+from __future__ import annotations
+
+BAD_INPUT = 2
+CRASHED = 1
+CANCELLED = 3
+NOT_PROVED = 4
+
+
+class RunError(Exception):
+    """A run cannot go on. `code` is the process's exit code, the message a plain sentence."""
+
+    def __init__(self, reason: str, *, code: int = BAD_INPUT) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""

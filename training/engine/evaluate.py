@@ -1,0 +1,70 @@
+"""Evaluation on held-out trees: how often, and by how much, the judged order is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.engine.data import Tree
+from training.engine.methods import Method, Scores, means, pair_metrics
+from training.engine.tree import build_pack, group_trees
+
+RESAMPLES = 1000
+
+
+@torch.no_grad()
+def evaluate(
+    trees: Sequence[Tree],
+    score: Callable[[Any], Scores],
+    method: Method,
+    arguments: Any,
+    *,
+    budget: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return weighted means over all pairs; reward_accuracy counts a tie as one half.
+
+    The 95 % intervals come from drawing whole prompts anew: pairs of one prompt are not
+    independent.
+    """
+    per_prompt = []
+    for group in group_trees(trees, budget):
+        scores = score(build_pack(group, device))
+        rewards = method.rewards(scores, arguments)
+        per_prompt += _by_tree(group, scores, rewards)
+    totals = {name: sum(one[name] for one in per_prompt) for name in per_prompt[0]}
+    found = means(totals)
+    result = {
+        "reward_accuracy": found["rewards/accuracies"],
+        "margin": found["rewards/margins"],
+    }
+    for name, key in (("reward_accuracy", "rewards/accuracies"), ("margin", "rewards/margins")):
+        low, high = _interval(per_prompt, key)
+        result |= {f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def _by_tree(
+    group: Sequence[Tree], scores: Scores, rewards: torch.Tensor
+) -> list[dict[str, float]]:
+    """Return the pair metrics of each tree of a pack."""
+    found, start = [], 0
+    for tree in group:
+        count = len(tree.responses)
+        rows = slice(start, start + count)
+        part = Scores(build_pack([tree], rewards.device))
+        found.append(pair_metrics(part, rewards[rows]))
+        start += count
+    return found
+
+
+def _interval(per_prompt: Sequence[dict[str, float]], key: str) -> tuple[float, float]:
+    values = np.array([one[key] for one in per_prompt])
+    weights = np.array([one["weight"] for one in per_prompt])
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    means = values[draws].sum(1) / np.maximum(weights[draws].sum(1), 1e-12)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,159 @@
+"""Load a base in the right number format, put a LoRA on it, save the LoRA."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from training.engine.arguments import Arguments
+from training.engine.errors import RunError
+from training.engine.rundir import Artifact
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CLEAR_GAIN = 1.3  # how much quicker bf16 must be to be worth its rounding
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_speedup(device: torch.device, width: int) -> float:
+    """Measure how many times quicker a matrix product is in bf16 than in fp32 here."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        left = torch.randn(256, width, device=device).to(dtype)
+        right = torch.randn(width, 4 * width, device=device).to(dtype)
+        best = float("inf")
+        for _ in range(8):
+            started = time.perf_counter()
+            (left @ right)[0, 0].item()
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+def load_tokenizer(base: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise RunError(f"The tokenizer in {base} cannot be loaded: {error}.") from error
+
+
+def load_base(
+    base: Path, *, head: str, tuning: str, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Load a base for language modelling or with a score head; safetensors only."""
+    kind = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
+    options: dict[str, Any] = {"num_labels": 1} if head == "score" else {}
+    if tuning == "qlora4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["lm_head", "score"],
+        )
+    elif tuning == "qlora8":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=["lm_head", "score"]
+        )
+    if "quantization_config" in options:
+        options["device_map"] = {"": str(device)}
+    try:
+        model = kind.from_pretrained(
+            base, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"The base {base} cannot be loaded: {error}.") from error
+    if head == "score":
+        model.config.pad_token_id = model.config.pad_token_id or 0
+    return model if "quantization_config" in options else model.to(device)
+
+
+def add_adapter(
+    model: Any, arguments: Arguments, *, head: str, seed: int, parent: Artifact | None
+) -> Any:
+    """Put a fresh LoRA on a base, seeded, or take up the parent's; its weights are fp32."""
+    torch.manual_seed(seed)
+    if parent is not None:
+        try:
+            return PeftModel.from_pretrained(model, parent.path, is_trainable=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"The parent adapter {parent.path} does not fit this base: {error}."
+            ) from error
+    names = arguments.target_modules
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        # Without SEQ_CLS the score head is neither trained nor saved, and nothing says so.
+        task_type="SEQ_CLS" if head == "score" else "CAUSAL_LM",
+        modules_to_save=["score"] if head == "score" else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise RunError(f"target_modules does not fit this base: {error}") from error
+
+
+@contextmanager
+def without_adapter(model: Any, *, off: bool) -> Iterator[None]:
+    """Let the bare base speak while `off`."""
+    with model.disable_adapter() if off else nullcontext():
+        yield
+
+
+def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Artifact) -> None:
+    """Write the adapter as stock PEFT reads it; the folder appears whole or not at all.
+
+    Equal weights give equal bytes: no local path, no set order goes into the configuration.
+    """
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
+        draft / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    model.active_peft_config.save_pretrained(draft)
+    path = draft / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base_name(base)
+    config["revision"] = base.digest or None
+    config["inference_mode"] = True
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    tokenizer.save_pretrained(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(draft, folder)
+
+
+def base_name(base: Artifact) -> str:
+    """Return the base's name from its record, or the name of its folder."""
+    try:
+        return str(json.loads((base.path / "base.json").read_text())["name"])
+    except (OSError, ValueError, KeyError):
+        return base.path.name

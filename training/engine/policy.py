@@ -1,0 +1,100 @@
+"""A model that scores packs of rank trees, and the check that the tree is right for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.engine.data import Tree
+from training.engine.logprobs import token_log_probs
+from training.engine.tree import Pack, build_pack, hidden_states
+
+# Largest |tree - plain| over the largest |plain|. A wrong mask gives 0.1 to 1 (research §9).
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}
+
+
+class Policy:
+    """Score packs with a model: by the tree, or one response at a time where `plain`."""
+
+    def __init__(self, model: Any, *, head: str, plain: bool = False) -> None:
+        """model is a transformers model, bare or inside a PeftModel; head is lm or score."""
+        self.model = model
+        self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.head = head
+        self.plain = plain
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.inner.device
+        return device
+
+    def token_logps(self, pack: Pack) -> Tensor:
+        """Return the log-prob of each response token, fp32 [N]."""
+        if self.plain:
+            return self._plain(pack)
+        hidden = hidden_states(self.inner.base_model, pack)
+        head = self.inner.get_output_embeddings()
+        return token_log_probs(hidden[pack.predictors], head, pack.targets)
+
+    def values(self, pack: Pack) -> Tensor:
+        """Return the score head's value of each response, fp32 [R]."""
+        if self.plain:
+            return self._plain(pack)
+        hidden = hidden_states(self.inner.base_model, pack)
+        return self._score(hidden[pack.ends])
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        weight = next(self.inner.score.parameters())
+        values: Tensor = self.inner.score(hidden.to(weight.dtype))
+        return values.squeeze(-1).float()
+
+    def _plain(self, pack: Pack) -> Tensor:
+        """Compute each response alone behind its prompt, through the model's own forward."""
+        found = [
+            self._alone(tree.prompt, response) for tree in pack.trees for response in tree.responses
+        ]
+        return torch.cat(found)
+
+    def _alone(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        ids = torch.tensor([[*prompt, *response]], device=self.device)
+        if self.head == "score":
+            hidden = self.inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return self._score(hidden[:, -1])
+        logits = self.inner(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        targets = torch.tensor(response, device=self.device)
+        chosen: Tensor = logits.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        return chosen
+
+    @torch.no_grad()
+    def tree_error(self, trees: Sequence[Tree]) -> float:
+        """Return how far the tree is from plain computation, relative to the largest value."""
+        pack = build_pack(trees, self.device)
+        score = self.values if self.head == "score" else self.token_logps
+        tree = score(pack)
+        plain = self._plain(pack)
+        largest = plain.abs().max().clamp(min=1e-6)
+        return float((tree - plain).abs().max() / largest)
+
+
+def choose_computation(policy: Policy, trees: Sequence[Tree]) -> str | None:
+    """Fall back to plain computation where the tree is wrong; return a note if so.
+
+    A mask that an architecture ignores raises no error, hence one real comparison in every run.
+    """
+    tolerance = TOLERANCES[policy.inner.dtype]
+    try:
+        error = policy.tree_error(trees)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as failure:
+        reason = f"it refuses the tree's mask ({str(failure).splitlines()[0]})"
+    else:
+        if error <= tolerance:
+            return None
+        reason = f"the tree differs from it by {error:.1e}, more than {tolerance:.0e}"
+    policy.plain = True
+    return (
+        f"{type(policy.inner).__name__} is trained one response at a time, which is slower: "
+        f"compared with plain log-probs, {reason}."
+    )

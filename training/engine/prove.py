@@ -1,0 +1,103 @@
+"""Registration by proof: a fresh process reloads what was saved and gets the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.engine.errors import NOT_PROVED, RunError
+from training.engine.models import DTYPES, load_base, pick_device
+from training.engine.rundir import Run, write_json
+
+TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
+MERGED_TOLERANCE = 1e-3  # in fp32, where merging costs only rounding
+PROBE_TOKENS = 64
+ROWS = 8  # the last places whose logits are kept
+
+
+@torch.no_grad()
+def probe(model: Any, ids: Tensor, head: str) -> Tensor:
+    """Return the logits [rows, V] at the end of a text, or its score [1, 1], as fp32 on the CPU."""
+    device = next(model.parameters()).device
+    logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits
+    return (logits if head == "score" else logits[0, -ROWS:]).float().cpu()
+
+
+def write_probe(run: Run, model: Any, tokens: list[int], *, head: str, precision: str) -> None:
+    """Store what the trained model says of a real text, for `prove` to reproduce."""
+    ids = torch.tensor(tokens[:PROBE_TOKENS])
+    save_file(
+        {"input_ids": ids, "logits": probe(model, ids, head).contiguous()},
+        run.probe,
+        metadata={"head": head, "precision": precision, "tuning": run.arguments.tuning},
+    )
+
+
+def prove(run: Run) -> dict[str, Any]:
+    """Reload base and adapter and compare with the probe; write and return proof.json.
+
+    Differences are relative to the largest logit. `merged` folds the adapter into fp32 weights and
+    compares with the same weights unmerged.
+    """
+    proof = _prove(run)
+    write_json(run.directory / "proof.json", proof)
+    return proof
+
+
+def _prove(run: Run) -> dict[str, Any]:
+    try:
+        with safe_open(run.probe, framework="pt") as file:
+            settings = file.metadata()
+            ids, expected = file.get_tensor("input_ids"), file.get_tensor("logits")
+    except OSError as error:
+        raise RunError(f"{run.probe} cannot be read: train the run first.") from error
+    head, precision, tuning = settings["head"], settings["precision"], settings["tuning"]
+    device = pick_device()
+
+    def reload(dtype: torch.dtype, tuning: str) -> Any:
+        # A fresh score head is random: if the adapter does not carry it, this shows.
+        torch.manual_seed(int.from_bytes(run.probe.name.encode(), "little") % 2**31)
+        base = load_base(run.base.path, head=head, tuning=tuning, dtype=dtype, device=device)
+        return PeftModel.from_pretrained(base, run.adapter).eval()
+
+    found = probe(reload(DTYPES[precision], tuning), ids, head)
+    difference, tolerance = relative_difference(found, expected), TOLERANCES[precision]
+    exact = reload(torch.float32, "lora")
+    unmerged = probe(exact, ids, head)
+    merged = relative_difference(probe(exact.merge_and_unload(), ids, head), unmerged)
+    return {
+        "passed": difference <= tolerance and merged <= MERGED_TOLERANCE,
+        "max_difference": difference,
+        "tolerance": tolerance,
+        "precision": precision,
+        "merged": {"max_difference": merged, "tolerance": MERGED_TOLERANCE},
+    }
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference over the largest expected value; infinity if not comparable."""
+    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+
+
+def read_proof(directory: Path) -> dict[str, Any]:
+    """Return proof.json; RunError unless it passed."""
+    try:
+        proof: dict[str, Any] = json.loads((directory / "proof.json").read_text())
+    except (OSError, ValueError):
+        proof = {"passed": False}
+    if not proof["passed"]:
+        raise RunError(
+            "The saved adapter does not reproduce what was trained, so it is not handed on: see "
+            "proof.json and output.log, and train again.",
+            code=NOT_PROVED,
+        )
+    return proof

@@ -1,0 +1,487 @@
+"""One run, read from top to bottom: check, load, reference, train, evaluate, save, prove.
+
+Everything that decides the result is in run.json; everything that was done is in events.jsonl and
+report.json. A directory with a checkpoint goes on from it.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.artifacts import adapter_digest
+from training.engine.arguments import Arguments
+from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
+from training.engine.data import RowCounts, Tree, read_trees, split_tree
+from training.engine.errors import CRASHED, Cancelled, RunError
+from training.engine.evaluate import evaluate
+from training.engine.events import EventLog
+from training.engine.methods import METHODS, Method, Scores, means, pair_metrics
+from training.engine.models import (
+    CLEAR_GAIN,
+    DTYPES,
+    add_adapter,
+    bf16_speedup,
+    load_base,
+    load_tokenizer,
+    pick_device,
+    save_adapter,
+    without_adapter,
+)
+from training.engine.policy import Policy, choose_computation
+from training.engine.prove import read_proof, write_probe
+from training.engine.reference import ReferenceStore
+from training.engine.rundir import Run, var_folder, write_json
+from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
+
+CHECKPOINT_SECONDS = 20.0
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
+LARGEST_TREE = 4096  # tokens; a larger tree is cut into trees that share its prompt
+SMALL_BASE = 2_000_000_000  # parameters; up to here the tree is checked in fp32
+BF16_ERROR = 0.1  # nats per token that bf16 may be off on average to be called accurate
+
+
+class Stop:
+    """Remembers that somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise Cancelled
+
+
+@dataclass
+class Session:
+    """A loaded run: what the phases below hand to one another."""
+
+    run: Run
+    events: EventLog
+    stop: Stop
+    method: Method
+    policy: Policy
+    store: ReferenceStore
+    progress: Progress
+    train: list[Tree]
+    heldout: list[Tree]
+
+    @property
+    def arguments(self) -> Arguments:
+        return self.run.arguments
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def score(self, pack: Pack) -> Scores:
+        """Score a pack with the policy, and look its references up."""
+        if self.method.head == "score":
+            return Scores(pack, values=self.policy.values(pack))
+        logps = sum_by_response(pack, self.policy.token_logps(pack))
+        return Scores(pack, logps, self.references(pack) if self.method.reference else None)
+
+    def references(self, pack: Pack) -> Tensor:
+        """Return the stored reference log-probs of a pack's responses [R]."""
+        found = []
+        for tree in pack.trees:
+            for response in tree.responses:
+                values = self.store.get(tree.prompt, response)
+                assert values is not None  # fill_references came before
+                found.append(float(values.sum(dtype=np.float64)))
+        return torch.tensor(found, device=self.device)
+
+
+def train(run: Run, events: EventLog, stop: Stop) -> None:
+    """Carry a run from where it stands to its report."""
+    if run.report.exists():
+        events.state("done")
+        return
+    events.state("loading")
+    tokenizer = load_tokenizer(run.base.path)
+    trees, counts, heldout = read_data(run, tokenizer)
+    stop.check()
+    session = load(run, events, stop, trees, heldout)
+    stop.check()
+    if session.method.reference:
+        events.state("reference")
+        fill_references(session)
+    parameters = trainable(session.policy.model)
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=run.arguments.learning_rate,
+        weight_decay=run.arguments.weight_decay,
+    )
+    if (found := load_checkpoint(run.checkpoints)) is not None:
+        session.progress, tensors = found
+        restore(tensors, parameters, optimizer)
+        events.note(f"Resumed after step {session.progress.step}.")
+    elif session.heldout:
+        events.state("evaluating")
+        session.progress.before = evaluate_before(session)
+    events.state("training")
+    train_steps(session, parameters, optimizer)
+    after = None
+    if session.heldout:
+        events.state("evaluating")
+        after = evaluate_now(session)
+        events.write("evaluation", before=session.progress.before, after=after)
+    events.state("saving")
+    save_adapter(session.policy.model, tokenizer, run.adapter, base=run.base)
+    longest = max(session.train, key=lambda tree: tree.tokens)
+    write_probe(
+        run,
+        session.policy.model.eval(),
+        [*longest.prompt, *longest.responses[0]],
+        head=session.method.head,
+        precision=session.progress.precision,
+    )
+    report = make_report(session, parameters, counts, after)
+    del session, parameters, optimizer
+    gc.collect()
+    events.state("proving")
+    report["proof"] = prove_in_a_fresh_process(run, stop)
+    report["adapter_digest"] = adapter_digest(run.adapter)
+    write_json(run.report, report)
+    events.state("done")
+
+
+def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tree]]:
+    """Read the snapshot's two parts; RunError when there is nothing to learn from."""
+    arguments = run.arguments
+    limits = {
+        "max_length": arguments.max_length,
+        "max_prompt_length": arguments.max_prompt_length,
+        "keep_ties": getattr(arguments, "ties", "ignore") == "rao-kupper",
+    }
+    trees, counts = read_trees(run.snapshot.path / "train.parquet", tokenizer, **limits)
+    if not trees:
+        raise RunError(
+            f"None of the snapshot's {counts.rows} training rows can be used: each needs two "
+            "different responses, and a prompt that leaves room for them below max_length."
+        )
+    path = run.snapshot.path / "heldout.parquet"
+    heldout = read_trees(path, tokenizer, **limits)[0] if path.exists() else []
+    trees = [part for tree in trees for part in split_tree(tree, LARGEST_TREE)]
+    return trees, counts, [part for tree in heldout for part in split_tree(tree, LARGEST_TREE)]
+
+
+def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: list[Tree]) -> Session:
+    """Load the base, check the tree on it, choose the number format, add the adapter."""
+    arguments, method, device = run.arguments, METHODS[run.method], pick_device()
+    progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[device.type])
+    resumed = load_checkpoint(run.checkpoints)
+    precision = resumed[0].precision if resumed else arguments.precision
+    wanted = None if precision == "auto" else DTYPES[precision]
+    quantised = arguments.tuning.startswith("qlora")
+    base = load_base(
+        run.base.path,
+        head=method.head,
+        tuning=arguments.tuning,
+        dtype=(wanted or torch.float32) if quantised else torch.float32,
+        device=device,
+    )
+    base.eval()
+    stop.check()
+    events.state("checking")
+    policy = Policy(base, head=method.head)
+    shortest = sorted(trees, key=lambda tree: tree.tokens)[:2]
+    if note := choose_computation(policy, shortest):
+        events.note(note)
+    if wanted is None:
+        wanted = torch.float32 if quantised else choose_precision(policy, shortest, events)
+    progress.plain = policy.plain
+    progress.precision = "bf16" if wanted == torch.bfloat16 else "fp32"
+    if not quantised:
+        base.to(wanted)
+    if arguments.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model = add_adapter(base, arguments, head=method.head, seed=run.seed, parent=run.parent)
+    policy = Policy(model, head=method.head, plain=policy.plain)
+    store = ReferenceStore(
+        var_folder() / "reference",
+        base=run.base.digest,
+        adapter=run.parent.digest if run.parent and keeps_parent(run) else "",
+        precision=f"{arguments.tuning if quantised else 'whole'}-{progress.precision}",
+    )
+    return Session(run, events, stop, method, policy, store, progress, trees, heldout)
+
+
+def keeps_parent(run: Run) -> bool:
+    """Say whether the parent adapter, rather than the bare base, is the reference."""
+    return run.parent is not None and getattr(run.arguments, "reference", "base") == "parent"
+
+
+@torch.no_grad()
+def choose_precision(policy: Policy, trees: Sequence[Tree], events: EventLog) -> torch.dtype:
+    """Take bf16 where it is clearly quicker on this device and accurate on this base."""
+    gain = bf16_speedup(policy.device, policy.inner.config.get_text_config().hidden_size)
+    if gain < CLEAR_GAIN:
+        return torch.float32
+    pack = build_pack(trees, policy.device)
+    score = policy.values if policy.head == "score" else policy.token_logps
+    exact = score(pack)
+    policy.inner.to(torch.bfloat16)
+    error = float((score(pack) - exact).abs().mean())
+    if error > BF16_ERROR:
+        policy.inner.to(torch.float32)
+        events.note(f"Trained in fp32: bf16 is off by {error:.2f} nats per token on this base.")
+        return torch.float32
+    events.note(
+        f"Computed in bf16: {gain:.1f} times as quick here, {error:.3f} nats off per token."
+    )
+    return torch.bfloat16
+
+
+def fill_references(session: Session) -> None:
+    """Compute the reference log-probs that the store lacks; what it has costs nothing."""
+    trees = [*session.train, *session.heldout]
+    missing = [part for tree in trees if (part := session.store.missing(tree))]
+    count = sum(len(tree.responses) for tree in missing)
+    total = sum(len(tree.responses) for tree in trees)
+    if count < total:
+        session.events.note(f"Reference log-probs: {total - count} of {total} were stored already.")
+    off = not keeps_parent(session.run)
+    session.policy.model.eval()
+    with torch.no_grad(), without_adapter(session.policy.model, off=off):
+        for group in group_trees(missing, session.progress.token_budget):
+            session.stop.check()
+            pack = build_pack(group, session.device)
+            values = session.policy.token_logps(pack).cpu().numpy()
+            start = 0
+            for tree in group:
+                for response in tree.responses:
+                    end = start + len(response)
+                    session.store.put(tree.prompt, response, values[start:end])
+                    start = end
+
+
+def evaluate_before(session: Session) -> dict[str, float]:
+    """Evaluate the untrained policy; where it is the reference itself, its rewards are 0."""
+    is_reference = session.method.reference and (
+        session.run.parent is None or keeps_parent(session.run)
+    )
+    if not is_reference:
+        return evaluate_now(session)
+
+    def score(pack: Pack) -> Scores:
+        logps = session.references(pack)
+        return Scores(pack, logps, logps)
+
+    return _evaluate(session, score)
+
+
+def evaluate_now(session: Session) -> dict[str, float]:
+    session.policy.model.eval()
+
+    def score(pack: Pack) -> Scores:
+        session.stop.check()
+        return session.score(pack)
+
+    return _evaluate(session, score)
+
+
+def _evaluate(session: Session, score: Any) -> dict[str, float]:
+    return evaluate(
+        session.heldout,
+        score,
+        session.method,
+        session.arguments,
+        budget=session.progress.token_budget,
+        device=session.device,
+    )
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def batches(count: int, arguments: Arguments, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield (epoch, places of the trees) for each step; it depends on nothing but these three."""
+    for epoch in range(arguments.epochs):
+        generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count, arguments.batch_size):
+            yield epoch, order[start : start + arguments.batch_size]
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:7], "big")
+
+
+def total_steps(count: int, arguments: Arguments) -> int:
+    steps = arguments.epochs * math.ceil(count / arguments.batch_size)
+    return min(steps, arguments.max_steps) if arguments.max_steps else steps
+
+
+def learning_rate(step: int, total: int, arguments: Arguments) -> float:
+    """Return the rate of a step (from 0): a rise from 0, then the scheduler's way to 0."""
+    warmup = math.ceil(arguments.warmup_ratio * total)
+    if step < warmup:
+        return arguments.learning_rate * step / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if arguments.scheduler == "cosine":
+        return arguments.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return arguments.learning_rate * (1 - done if arguments.scheduler == "linear" else 1.0)
+
+
+def train_steps(
+    session: Session,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Take the steps that are left, with a checkpoint now and then."""
+    run, progress, arguments = session.run, session.progress, session.arguments
+    total = total_steps(len(session.train), arguments)
+    saved = time.monotonic()
+    session.policy.model.train()
+    for step, (epoch, places) in enumerate(batches(len(session.train), arguments, run.seed)):
+        if step < progress.step:
+            continue
+        if step >= total:
+            break
+        started = time.monotonic()
+        rate = learning_rate(step, total, arguments)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            metrics = one_step(session, [session.train[place] for place in places])
+            metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
+            check_finite(step + 1, metrics)
+        except Cancelled:
+            save_checkpoint(run.checkpoints, progress, parameters, optimizer)
+            raise
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        spent = time.monotonic() - started
+        progress.step, progress.seconds = step + 1, progress.seconds + spent
+        tokens = metrics.pop("tokens")
+        session.events.write(
+            "step",
+            step=progress.step,
+            total_steps=total,
+            epoch=epoch + 1,
+            learning_rate=rate,
+            tokens_per_second=tokens / spent,
+            **metrics,
+        )
+        every = arguments.checkpoint_every
+        now = time.monotonic()
+        due = progress.step % every == 0 if every else now - saved > CHECKPOINT_SECONDS
+        if due or progress.step == total:
+            save_checkpoint(run.checkpoints, progress, parameters, optimizer)
+            saved = now
+
+
+def one_step(session: Session, trees: Sequence[Tree]) -> dict[str, float]:
+    """Add up the gradient of a batch of trees, pack by pack; return the batch's means."""
+    method, arguments = session.method, session.arguments
+    divisor = sum(map(method.weight, trees))
+    sums: dict[str, float] = {}
+    loss_sum, tokens = 0.0, 0
+    for group in group_trees(trees, session.progress.token_budget):
+        session.stop.check()
+        pack = build_pack(group, session.device)
+        scores = session.score(pack)
+        loss = method.loss(scores, arguments) / divisor
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += float(loss)
+        tokens += pack.tokens
+        with torch.no_grad():
+            rewards = method.rewards(scores, arguments)
+            for name, value in pair_metrics(scores, rewards).items():
+                sums[name] = sums.get(name, 0.0) + value
+    return {"loss": loss_sum, **means(sums), "tokens": tokens}
+
+
+def clip(parameters: dict[str, torch.nn.Parameter], limit: float) -> float:
+    """Scale the gradient down to the limit (0: leave it); return its norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit or math.inf)
+    return float(norm)
+
+
+def check_finite(step: int, metrics: dict[str, float]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            raise RunError(
+                f"Step {step}: the {name.replace('_', ' ')} is not a number any more. Lower "
+                "learning_rate, or set precision to fp32, and start again.",
+                code=CRASHED,
+            )
+
+
+def prove_in_a_fresh_process(run: Run, stop: Stop) -> dict[str, Any]:
+    """Run `prove` as a child and return its proof; RunError if it did not pass."""
+    command = [sys.executable, "-m", "training.engine", "prove", str(run.directory)]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                child.wait(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                stop.check()
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    return read_proof(run.directory)
+
+
+def make_report(
+    session: Session,
+    parameters: dict[str, torch.nn.Parameter],
+    counts: RowCounts,
+    after: dict[str, float] | None,
+) -> dict[str, Any]:
+    count = sum(value.numel() for value in parameters.values())
+    total = sum(_elements(value) for value in session.policy.model.parameters())
+    return {
+        "method": session.run.method,
+        "engine": "plain" if session.policy.plain else "tree",
+        "precision": session.progress.precision,
+        "device": str(session.device),
+        "steps": session.progress.step,
+        "seconds": round(session.progress.seconds, 3),
+        "trainable_parameters": count,
+        "total_parameters": total,
+        "trainable_share": count / total,
+        "rows": counts.as_dict(),
+        "prompts": len(session.train),
+        "evaluation": {
+            "before": session.progress.before,
+            "after": after,
+            "pairs": sum(len(tree.pairs) for tree in session.heldout),
+        },
+        "peak_memory_mb": peak_memory_mb(session.device),
+    }
+
+
+def _elements(parameter: torch.nn.Parameter) -> int:
+    """Count a parameter's numbers; 4-bit weights are stored two to a byte."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(shape) if shape is not None else parameter.numel()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

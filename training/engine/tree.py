@@ -1,0 +1,171 @@
+"""Rank trees as tensors: several `[prompt | r1 | … | rK]` packed into one sequence.
+
+Positions restart after each prompt, and the mask lets a response see its prompt and itself, so each
+response is computed as if it stood alone behind its prompt, while the prompt is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.engine.data import Tree
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One sequence of T tokens that holds N response tokens of R responses and M pairs."""
+
+    trees: tuple[Tree, ...]
+    input_ids: Tensor  # [T]
+    position_ids: Tensor  # [T]
+    owner: Tensor  # [T] which prompt or response a token belongs to
+    parent: Tensor  # [T] the owner of the prompt before it; its own owner in a prompt
+    predictors: Tensor  # [N] the place whose hidden state predicts a response token
+    targets: Tensor  # [N] the response tokens
+    response_of: Tensor  # [N] 0 to R-1
+    lengths: Tensor  # [R] response tokens
+    ends: Tensor  # [R] the place of a response's last token
+    chosen: Tensor  # [M] 0 to R-1
+    rejected: Tensor  # [M] 0 to R-1
+    weights: Tensor  # [M]
+    margins: Tensor  # [M]
+    ties: Tensor  # [M] bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+
+def build_pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pack:
+    """Lay trees one behind the other into one sequence."""
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []
+    parent: list[int] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    response_of: list[int] = []
+    lengths: list[int] = []
+    ends: list[int] = []
+    pairs: list[tuple[int, int, float, float, bool]] = []
+    owners = 0
+    for tree in trees:
+        first, prompt_length, prompt_owner = len(lengths), len(tree.prompt), owners
+        ids += tree.prompt
+        positions += range(prompt_length)
+        owner += [prompt_owner] * prompt_length
+        parent += [prompt_owner] * prompt_length
+        prompt_end = len(ids) - 1
+        for number, response in enumerate(tree.responses, 1):
+            start, length = len(ids), len(response)
+            ids += response
+            positions += range(prompt_length, prompt_length + length)
+            owner += [prompt_owner + number] * length
+            parent += [prompt_owner] * length
+            predictors += [prompt_end, *range(start, start + length - 1)]
+            targets += response
+            response_of += [len(lengths)] * length
+            lengths.append(length)
+            ends.append(start + length - 1)
+        owners += 1 + len(tree.responses)
+        pairs += [
+            (first + pair.chosen, first + pair.rejected, pair.weight, pair.margin, pair.tie)
+            for pair in tree.pairs
+        ]
+    chosen, rejected, weights, margins, ties = zip(*pairs, strict=True) if pairs else [()] * 5
+
+    def whole(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    def real(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    return Pack(
+        trees=tuple(trees),
+        input_ids=whole(ids),
+        position_ids=whole(positions),
+        owner=whole(owner),
+        parent=whole(parent),
+        predictors=whole(predictors),
+        targets=whole(targets),
+        response_of=whole(response_of),
+        lengths=whole(lengths),
+        ends=whole(ends),
+        chosen=whole(chosen),
+        rejected=whole(rejected),
+        weights=real(weights),
+        margins=real(margins),
+        ties=torch.tensor(ties, dtype=torch.bool, device=device),
+    )
+
+
+def group_trees(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
+    """Put trees into as few packs of at most `budget` tokens as first-fit-decreasing finds.
+
+    A tree over the budget gets a pack of its own.
+    """
+    packs: list[list[Tree]] = []
+    room: list[int] = []
+    for tree in sorted(trees, key=lambda tree: -tree.tokens):
+        for number, free in enumerate(room):
+            if tree.tokens <= free:
+                packs[number].append(tree)
+                room[number] -= tree.tokens
+                break
+        else:
+            packs.append([tree])
+            room.append(budget - tree.tokens)
+    return packs
+
+
+def block_mask(pack: Pack, window: int | None = None) -> Tensor:
+    """Return who may look at whom, bool [1, 1, T, T]: own prompt and own response, backwards.
+
+    A sliding window is counted in positions, not in places: a response's neighbour in the sequence
+    may be far from it in the text.
+    """
+    mine = pack.owner[:, None] == pack.owner[None, :]
+    prompt = pack.parent[:, None] == pack.owner[None, :]
+    distance = pack.position_ids[:, None] - pack.position_ids[None, :]
+    seen = (mine | prompt) & (distance >= 0)
+    if window is not None:
+        seen &= distance < window
+    return seen[None, None]
+
+
+def attention_masks(pack: Pack, config: Any) -> Tensor | dict[str, Tensor]:
+    """Return the mask in the form that the architecture takes: one, or one per kind of layer."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds == {"sliding_attention"}:
+        return block_mask(pack, window)
+    if "sliding_attention" in kinds:
+        return {
+            "full_attention": block_mask(pack),
+            "sliding_attention": block_mask(pack, window),
+        }
+    if not kinds and getattr(config, "use_sliding_window", True):
+        return block_mask(pack, window)
+    return block_mask(pack)
+
+
+def hidden_states(decoder: Any, pack: Pack) -> Tensor:
+    """Run the decoder over a pack; return the last hidden states [T, D]."""
+    output = decoder(
+        input_ids=pack.input_ids[None],
+        position_ids=pack.position_ids[None],
+        attention_mask=attention_masks(pack, decoder.config),
+        use_cache=False,
+    )
+    states: Tensor = output.last_hidden_state[0]
+    return states
+
+
+def sum_by_response(pack: Pack, values: Tensor) -> Tensor:
+    """Add up the values of each response's tokens: [N] to [R]."""
+    return values.new_zeros(len(pack.lengths)).index_add(0, pack.response_of, values)
