@@ -440,6 +440,8 @@ def only_one(var: Path) -> Iterator[None]:
                 f"Laurel runs already for {var} (pid {other.get('pid')}, {other.get('url')}): "
                 "stop it first, or set LAUREL_VAR, WEB_PORT and ENGINE_PORT for a second one."
             ) from None
+        # One that was killed could not take its own away.
+        (var / "supervisor.json").unlink(missing_ok=True)
         yield
         (var / "supervisor.json").unlink(missing_ok=True)
 
