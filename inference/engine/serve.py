@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,7 @@ class DrainingServer(uvicorn.Server):
 def serve(options: ServeOptions) -> None:
     """Load the base and answer until SIGTERM or SIGINT."""
     # Before the load, which takes seconds: a port in use should be said at once.
-    listener = _listen(options.host, options.port)
+    listener = _bind(options.host, options.port)
     # Nothing is in flight during the load, so a signal need not wait for it.
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: os._exit(0))
@@ -96,6 +98,9 @@ def serve(options: ServeOptions) -> None:
         )
     )
     web.scheduler = scheduler
+    # Listening only now, since until now there was nothing to answer with.
+    with _port_errors(options.host, options.port):
+        listener.listen(1024)
     print(
         f"engine: {options.served_name} on {runtime.device.type} in "
         f"{str(runtime.dtype).removeprefix('torch.')}, {options.rows} rows of {runtime.context} "
@@ -106,16 +111,21 @@ def serve(options: ServeOptions) -> None:
     web.run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
+    with _port_errors(host, port):
         listener.bind((host, port))
+    return listener
+
+
+@contextlib.contextmanager
+def _port_errors(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        listener.close()
         raise Refusal(
             f"Port {port} of {host} cannot be used ({error.strerror}): "
             "stop what listens there, or give --port another."
         ) from error
-    return listener
