@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 crashed, 2 bad input, 3 cancelled, 4 not proved.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -74,10 +75,8 @@ def prove_command(directory: Path) -> int:
 
 def _failed(events: EventLog, reason: str, code: int) -> int:
     print(reason, file=sys.stderr)
-    try:
+    with contextlib.suppress(OSError):  # a full disk: the exit code and stderr have to do
         events.write("error", reason=reason)
-    except OSError:  # the disk is full: the exit code and stderr have to do
-        pass
     return code
 
 

@@ -141,7 +141,7 @@ class Arguments:
     lora_dropout: float = argument(
         0.0, "Share of LoRA inputs zeroed in training.", unit="share", minimum=0.0, maximum=0.95
     )
-    target_modules: list[str] = argument(
+    target_modules: list[str] = argument(  # noqa: RUF009
         ["all-linear"],
         "Names of the layers that get a LoRA; all-linear means every linear layer but the head.",
         source="QLoRA, arXiv 2305.14314, section 4: all layers, or quality is lost",

@@ -34,7 +34,7 @@ def evaluate(
     for group in group_trees(trees, budget):
         scores = score(build_pack(group, device))
         rewards = method.rewards(scores, arguments)
-        per_prompt += _by_tree(group, scores, rewards)
+        per_prompt += _by_tree(group, rewards)
     totals = {name: sum(one[name] for one in per_prompt) for name in per_prompt[0]}
     found = means(totals)
     result = {
@@ -47,9 +47,7 @@ def evaluate(
     return result
 
 
-def _by_tree(
-    group: Sequence[Tree], scores: Scores, rewards: torch.Tensor
-) -> list[dict[str, float]]:
+def _by_tree(group: Sequence[Tree], rewards: torch.Tensor) -> list[dict[str, float]]:
     """Return the pair metrics of each tree of a pack."""
     found, start = [], 0
     for tree in group:

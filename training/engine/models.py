@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import (
@@ -24,6 +25,8 @@ from transformers import (
 from training.engine.arguments import Arguments
 from training.engine.errors import RunError
 from training.engine.rundir import Artifact
+
+transformers.utils.logging.disable_progress_bar()
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLEAR_GAIN = 1.3  # how much quicker bf16 must be to be worth its rounding
@@ -47,6 +50,15 @@ def bf16_speedup(device: torch.device, width: int) -> float:
         return best
 
     return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Turn the weights into another format, and nothing else.
+
+    `model.to(dtype)` would round the rotary frequencies too, which from_pretrained keeps in fp32.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def load_tokenizer(base: Path) -> Any:

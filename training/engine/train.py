@@ -35,6 +35,7 @@ from training.engine.models import (
     DTYPES,
     add_adapter,
     bf16_speedup,
+    cast_weights,
     load_base,
     load_tokenizer,
     pick_device,
@@ -211,7 +212,7 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     progress.plain = policy.plain
     progress.precision = "bf16" if wanted == torch.bfloat16 else "fp32"
     if not quantised:
-        base.to(wanted)
+        cast_weights(base, wanted)
     if arguments.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = add_adapter(base, arguments, head=method.head, seed=run.seed, parent=run.parent)
@@ -239,15 +240,13 @@ def choose_precision(policy: Policy, trees: Sequence[Tree], events: EventLog) ->
     pack = build_pack(trees, policy.device)
     score = policy.values if policy.head == "score" else policy.token_logps
     exact = score(pack)
-    policy.inner.to(torch.bfloat16)
+    cast_weights(policy.inner, torch.bfloat16)
     error = float((score(pack) - exact).abs().mean())
     if error > BF16_ERROR:
-        policy.inner.to(torch.float32)
+        cast_weights(policy.inner, torch.float32)
         events.note(f"Trained in fp32: bf16 is off by {error:.2f} nats per token on this base.")
         return torch.float32
-    events.note(
-        f"Computed in bf16: {gain:.1f} times as quick here, {error:.3f} nats off per token."
-    )
+    events.note(f"Computed in bf16: {gain:.1f}x as quick here, {error:.3f} nats off per token.")
     return torch.bfloat16
 
 
@@ -333,10 +332,10 @@ def total_steps(count: int, arguments: Arguments) -> int:
 
 
 def learning_rate(step: int, total: int, arguments: Arguments) -> float:
-    """Return the rate of a step (from 0): a rise from 0, then the scheduler's way to 0."""
+    """Return the rate of a step (counted from 0): the rise, then the scheduler's way to 0."""
     warmup = math.ceil(arguments.warmup_ratio * total)
     if step < warmup:
-        return arguments.learning_rate * step / warmup
+        return arguments.learning_rate * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)
     if arguments.scheduler == "cosine":
         return arguments.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
@@ -403,7 +402,7 @@ def one_step(session: Session, trees: Sequence[Tree]) -> dict[str, float]:
         scores = session.score(pack)
         loss = method.loss(scores, arguments) / divisor
         loss.backward()  # type: ignore[no-untyped-call]
-        loss_sum += float(loss)
+        loss_sum += loss.item()
         tokens += pack.tokens
         with torch.no_grad():
             rewards = method.rewards(scores, arguments)
