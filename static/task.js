@@ -13,6 +13,7 @@
   const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
   let task = null; // what is on the page now
+  let draftTimer;
   let busy = false; // a post is under way, or waits to be sent again: keys and clicks do nothing
 
   // ---- the local copy
@@ -368,6 +369,7 @@
 
   function open({ arrived = false } = {}) {
     const element = document.getElementById("task");
+    clearTimeout(draftTimer);
     clearTimeout(task?.retryTimer);
     clearInterval(task?.heartbeat);
     task = null;
@@ -395,7 +397,6 @@
     }
   }
 
-  let draftTimer;
   function touched() {
     if (!task) return;
     if (document.querySelector("#task-notice .notice-bad")) notice("");
@@ -489,7 +490,8 @@
   }
 
   document.addEventListener("htmx:afterRequest", (event) => {
-    const form = event.detail.elt;
+    // Not detail.elt: after a swap the form is gone, and the event names its surviving parent.
+    const form = event.detail.requestConfig?.elt;
     if (!["task-form", "skip-form", "undo-form"].includes(form?.id)) return;
     const { xhr } = event.detail;
     const done = xhr.getResponseHeader("X-Laurel-Done");
