@@ -33,7 +33,7 @@ from urllib.parse import quote
 
 import psutil
 
-from config.environment import kept_secret
+from config.environment import BadSetting, kept_secret
 from config.processes import (
     die_with_parent,
     end_processes,
@@ -75,12 +75,22 @@ def var_dir() -> Path:
 
 def database_url() -> str:
     """Return DATABASE_URL, else our running server's, else one whose error says what to do."""
-    return os.environ.get("DATABASE_URL") or _noted("database_url") or NOT_RUNNING_DATABASE
+    return site_url("DATABASE_URL") or _noted("database_url") or NOT_RUNNING_DATABASE
 
 
 def redis_url() -> str:
     """Return REDIS_URL, else our running server's, else one whose error says what to do."""
-    return os.environ.get("REDIS_URL") or _noted("redis_url") or NOT_RUNNING_REDIS
+    return site_url("REDIS_URL") or _noted("redis_url") or NOT_RUNNING_REDIS
+
+
+def site_url(variable: str) -> str | None:
+    """Return the URL that the site gives by the variable, or by the file that NAME_FILE names."""
+    if path := os.environ.get(f"{variable}_FILE"):
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise BadSetting(f"{variable}_FILE names {path}: {error.strerror}.") from None
+    return os.environ.get(variable) or None
 
 
 def _noted(key: str) -> str | None:
@@ -393,9 +403,9 @@ def embedded_servers(var: Path | None = None, *, durable: bool = True) -> list[S
     var = var or var_dir()
     check_folder(var)
     servers: list[Server] = []
-    if not os.environ.get("DATABASE_URL"):
+    if not site_url("DATABASE_URL"):
         servers.append(Postgres(var, durable))
-    if not os.environ.get("REDIS_URL"):
+    if not site_url("REDIS_URL"):
         servers.append(Valkey(var, durable))
     return servers
 
@@ -526,7 +536,7 @@ def status(var: Path | None = None) -> dict[str, str]:
     states = {}
     for server in (Postgres(var), Valkey(var)):
         pid = server.pid()
-        if os.environ.get(server.variable):
+        if site_url(server.variable):
             states[server.name] = f"not ours: {server.variable} is set"
         elif pid is None:
             states[server.name] = "stopped"
@@ -646,7 +656,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             for name, state in status().items():
                 print(f"{name}: {state}")
-    except ServiceError as error:
+    except (ServiceError, BadSetting) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -166,6 +166,16 @@ def test_a_connection_without_servers_says_what_to_do(
         redis.Redis.from_url(services.redis_url()).ping()
 
 
+def test_a_url_may_come_from_a_file(var: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = var.parent / "url"
+    secret.write_text("postgresql://elsewhere/laurel\n")
+    monkeypatch.setenv("DATABASE_URL_FILE", str(secret))
+    assert services.database_url() == "postgresql://elsewhere/laurel"
+    secret.unlink()
+    with pytest.raises(SystemExit, match="DATABASE_URL_FILE names"):
+        services.database_url()
+
+
 def test_a_sites_own_url_starts_nothing(var: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://elsewhere/laurel")
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")
