@@ -24,8 +24,8 @@ MAX_POINTS = 240
 # From here on the points are noisy enough for a moving mean to say more than they do.
 SMOOTH_FROM = 24
 CACHE_SECONDS = 24 * 3600
-WIDTH, HEIGHT, LABEL_HEIGHT = 385, 185, 17
-OUTER_WIDTH = 556
+WIDTH, HEIGHT, LABEL_HEIGHT = 300, 170, 17
+OUTER_WIDTH = 480
 
 BLUE = "var(--okabe-blue, #0072b2)"
 ORANGE = "var(--okabe-orange, #d55e00)"
@@ -56,6 +56,7 @@ class Chart:
     """A rendered panel with its text alternative."""
 
     title: str
+    latest: str
     summary: str
     svg: SafeString
 
@@ -88,7 +89,7 @@ def run_charts(run: Run) -> list[Chart]:
     last = run.metrics.order_by("-step").values_list("step", flat=True).first()
     if last is None:
         return []
-    key = f"run-charts:2:{run.pk}:{last}"
+    key = f"run-charts:{run.pk}:{last}"
     charts: list[Chart] | None = cache.get(key)
     if charts is None:
         charts = draw(list(run.metrics.order_by("step").values_list("step", "values")))
@@ -107,6 +108,7 @@ def draw(metrics: Sequence[tuple[int, dict[str, Any]]]) -> list[Chart]:
             charts.append(
                 Chart(
                     title=panel.title,
+                    latest=", ".join(_latest(curve, points, curves) for curve, points in curves),
                     summary=" ".join(_sentence(curve, points) for curve, points in curves),
                     svg=_svg(panel, curves),
                 )
@@ -130,6 +132,11 @@ def _points(metrics: Sequence[tuple[int, dict[str, Any]]], name: str) -> list[Po
     ]
 
 
+def _drawn(points: Sequence[Point]) -> Sequence[Point]:
+    """Return the points of the strong line: the points themselves, or their mean where noisy."""
+    return points if len(points) < SMOOTH_FROM else _smooth(points)
+
+
 def _smooth(points: Sequence[Point]) -> list[Point]:
     """Return the mean over the last tenth of the points at each of them."""
     window = max(3, len(points) // 10)
@@ -138,6 +145,16 @@ def _smooth(points: Sequence[Point]) -> list[Point]:
         recent = [value for _, value in points[max(0, index - window + 1) : index + 1]]
         smooth.append((step, sum(recent) / len(recent)))
     return smooth
+
+
+def _latest(curve: Curve, points: Sequence[Point], curves: Sequence[object]) -> str:
+    """Return the curve's last value, as drawn; with its name where the panel has several."""
+    number = _number(_drawn(points)[-1][1])
+    return number if len(curves) == 1 else f"{curve.label} {number}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _sentence(curve: Curve, points: Sequence[Point]) -> str:
@@ -156,10 +173,9 @@ def _svg(panel: Panel, curves: Sequence[tuple[Curve, list[Point]]]) -> SafeStrin
     drawn: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
     for curve, points in curves:
-        strong = points
-        if len(points) >= SMOOTH_FROM:
+        strong = _drawn(points)
+        if strong is not points:
             raw += _rows(curve, points)
-            strong = _smooth(points)
         drawn += _rows(curve, strong)
         ends += _rows(curve, strong[-1:])
     values = [row["value"] for row in [*raw, *drawn]]
@@ -179,8 +195,7 @@ def _place_labels(ends: list[dict[str, Any]], *, span: float) -> None:
     for end in sorted(ends, key=lambda end: end["value"]):
         height = end["value"] if lowest is None else max(end["value"], lowest + line)
         lowest = height
-        number = f"{end['value']:.2f}".replace("-", "−")
-        end |= {"height": height, "label": f"{end['curve']} {number}"}
+        end |= {"height": height, "label": f"{end['curve']} {_number(end['value'])}"}
 
 
 @lru_cache

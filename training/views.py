@@ -24,6 +24,7 @@ from training.models import Evaluation, Run, Snapshot
 
 LOOK_AGAIN = "Some fields need another look; see below."
 PREVIEW_ROWS = 5
+PREVIEW_SCAN = 500
 RUN_COLUMNS = {
     "created": "id",
     "state": "state",
@@ -108,13 +109,18 @@ def _ledger(manifest: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _preview(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return the first rows of the training part, as they stand in the file."""
+    """Return the first row of each of the first prompts, as they stand in the training part."""
     try:
         with pq.ParquetFile(snapshot.folder / "train.parquet") as file:
-            batch = next(file.iter_batches(batch_size=PREVIEW_ROWS), None)
+            batch = next(file.iter_batches(batch_size=PREVIEW_SCAN), None)
     except OSError:
         return []  # the page says that the files are missing
-    return [] if batch is None else list(batch.to_pylist())
+    first: dict[str, dict[str, Any]] = {}
+    for row in batch.to_pylist() if batch is not None else []:
+        if len(first) == PREVIEW_ROWS:
+            break
+        first.setdefault(row["prompt_id"], row)
+    return list(first.values())
 
 
 def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
