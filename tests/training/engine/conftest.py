@@ -20,7 +20,26 @@ TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-WORDS = "river sea light house road field green warm small old bird song tree stone hand day".split()
+WORDS = (
+    "river sea light house road field green warm small old bird song tree stone hand day"
+).split()  # noqa: SIM905
+    "river",
+    "sea",
+    "light",
+    "house",
+    "road",
+    "field",
+    "green",
+    "warm",
+    "small",
+    "old",
+    "bird",
+    "song",
+    "tree",
+    "stone",
+    "hand",
+    "day",
+]
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
     [

@@ -207,9 +207,7 @@ def test_it_says_when_parquet_is_damaged(make_run: MakeRun, tmp_path: Path) -> N
 
 
 def test_it_stops_at_a_loss_that_is_no_number(make_run: MakeRun) -> None:
-    directory = make_run(
-        arguments={"learning_rate": 1.0, "max_grad_norm": 0.0, "lora_alpha": 1e30}
-    )
+    directory = make_run(arguments={"learning_rate": 1.0, "max_grad_norm": 0.0, "lora_alpha": 1e30})
     assert main([str(directory)]) == 1
     assert "Lower learning_rate" in events(directory, "error")[0]["reason"]
 
