@@ -40,8 +40,8 @@ SAMPLING = (
     "presence_penalty",
     "frequency_penalty",
 )
-# How often a request goes to an engine again when nothing of its answer has been sent yet.
-ATTEMPTS = 8
+# How long a request waits for an engine (its restart, say) while nothing of its answer was sent.
+PATIENCE_SECONDS = 20.0
 ATTEMPT_PAUSE_SECONDS = 0.5
 
 _next_engine = itertools.count()
@@ -325,7 +325,10 @@ async def _send(
     urls = settings.ENGINE_URLS
     first = next(_next_engine)
     refusal = Refusal(503, "No model server answers. Try again in a minute.", "unavailable", "5")
-    for attempt in range(ATTEMPTS):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for attempt in itertools.count():
+        if time.monotonic() > deadline:
+            break
         url = urls[(first + attempt) % len(urls)]
         request = http.build_request("POST", f"{url}/v1/chat/completions", json=body)
         try:

@@ -181,7 +181,7 @@ def roll_back(
 
 
 def version_before(alias: Alias) -> Version | None:
-    """Replay the ledger as a stack (promotions push, roll-backs pop); return the one below the top."""
+    """Replay the ledger as a stack (promotion pushes, roll-back pops); return the second."""
     stack: list[Version] = []
     for move in alias.moves.select_related("to_version__base").order_by("id"):
         if move.kind == AliasMove.Kind.ROLL_BACK:

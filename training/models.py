@@ -106,8 +106,9 @@ class Run(models.Model):
     heartbeat_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
     report = models.JSONField(default=dict, blank=True)
-    version = models.OneToOneField(
-        Version, on_delete=models.PROTECT, null=True, blank=True, related_name="run"
+    # The same training on the same data gives the same bytes, so runs may share a version.
+    version = models.ForeignKey(
+        Version, on_delete=models.PROTECT, null=True, blank=True, related_name="runs"
     )
     created_by = models.ForeignKey(
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"

@@ -111,6 +111,7 @@ def run_again(*, run: Run, by: User | None) -> Run:
 def claim_run(run_id: int) -> uuid.UUID | None:
     """Take a waiting run for this worker; None when another one was first or it is not waiting."""
     lease = uuid.uuid4()
+    cache.delete(f"run-bell:{run_id}")
     claimed = Run.objects.filter(
         pk=run_id, state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
     ).update(
@@ -143,6 +144,9 @@ def execute_run(*, run_id: int) -> None:
             return  # the lease went to another worker, which goes on with it
         if code == EXIT_CANCELLED:
             finish(Run.State.CANCELLED, "Cancelled.")
+        elif code < 0 and run.attempts < settings.RUN_MAX_ATTEMPTS:
+            _interrupt(run, mine, _reason(directory, code))
+            _ring(run.pk)
         elif code != 0:
             finish(Run.State.FAILED, _reason(directory, code))
         else:
@@ -266,7 +270,7 @@ def _reason(directory: Path, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " The machine may be short of memory." if code == -signal.SIGKILL else ""
-        return f"The training process was ended by {name}.{hint} Start the run again to resume it."
+        return f"The training process was ended by {name}.{hint}"
     return f"The training process ended with code {code}; see output.log in {directory}."
 
 
@@ -349,8 +353,6 @@ def sweep_runs() -> int:
 
     A run that was interrupted too often is given up with a reason. Return how many were rung for.
     """
-    from training.tasks import execute_run
-
     silent = Run.objects.filter(
         state=Run.State.RUNNING,
         heartbeat_at__lt=Now() - timedelta(seconds=settings.RUN_STALE_SECONDS),
@@ -365,20 +367,27 @@ def sweep_runs() -> int:
         reason=f"Interrupted {settings.RUN_MAX_ATTEMPTS} times. See output.log, then run it again.",
     )
     for run in silent:
-        moved = silent.filter(pk=run.pk, lease=run.lease).update(
-            state=Run.State.INTERRUPTED, lease=None, reason="Its worker was lost; it will resume."
-        )
-        if moved:
-            RunNote.objects.create(
-                run=run, message=f"The worker was lost at step {run.step}; the run resumes."
-            )
+        _interrupt(run, silent.filter(pk=run.pk, lease=run.lease), "Its worker was lost.")
     waiting = list(
         Run.objects.filter(
             state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
         ).values_list("pk", flat=True)
     )
-    # A bell that nobody heard yet need not be rung again at once.
-    rung = [run_id for run_id in waiting if cache.add(f"run-bell:{run_id}", True, RING_SECONDS)]
-    for run_id in rung:
-        execute_run.delay(run_id)
-    return len(rung)
+    return sum(_ring(run_id) for run_id in waiting)
+
+
+def _interrupt(run: Run, held: Any, reason: str) -> None:
+    """Put a run that lost its worker or child back among the waiting, checkpoints kept."""
+    if held.update(state=Run.State.INTERRUPTED, lease=None, phase="", reason=reason[:1000]):
+        run.refresh_from_db(fields=["step"])
+        RunNote.objects.create(run=run, message=f"{reason} Stopped at step {run.step}; it resumes.")
+
+
+def _ring(run_id: int) -> bool:
+    """Ring for a waiting run, unless a bell for it was rung just now and nobody heard it yet."""
+    from training.tasks import execute_run
+
+    if not cache.add(f"run-bell:{run_id}", True, RING_SECONDS):
+        return False
+    execute_run.delay(run_id)
+    return True

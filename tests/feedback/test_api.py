@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
+from rest_framework.test import APIClient
+
 from accounts.models import ApiToken, Project, Role, Scope, User
 from accounts.services import create_project
-from django.utils import timezone
 from feedback.models import Campaign, CompletionFeedback, Judgement, Slot
 from inference.models import Completion, Version
-from rest_framework.test import APIClient
 
 Connect = Callable[..., APIClient]
 

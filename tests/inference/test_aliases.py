@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accounts.errors import Conflict, ProductError, Unavailable
-from accounts.models import Project, User
 from django.db import IntegrityError, transaction
-from inference import artifacts, services
-from inference.models import Alias, AliasMove, BaseModel, Version
 from rest_framework.test import APIClient
 from safetensors.numpy import save_file
+
+from accounts.errors import Conflict, ProductError, Unavailable
+from accounts.models import Project, User
+from inference import artifacts, services
+from inference.models import Alias, AliasMove, BaseModel, Version
 
 
 def make_adapter(folder: Path, seed: int) -> Path:

@@ -15,11 +15,11 @@ import httpx
 import openai
 import pytest
 import uvicorn
+
 from accounts.models import Project, Role, Scope, User
 from accounts.services import create_project, create_token, set_member
 from inference import services
 from inference.models import Alias, BaseModel, Completion, Version
-
 from tests.conftest import make_user
 from tests.inference.engine import tiny
 from tests.inference.engine.conftest import KEY, Engine, start_engine, stop_engine
@@ -303,7 +303,7 @@ def test_a_project_never_sees_anothers_models(
 def test_no_engine_is_a_503_with_a_sentence(
     site: str, project: Project, base_version: Version, program: User, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("inference.gateway.ATTEMPTS", 2)
+    monkeypatch.setattr("inference.gateway.PATIENCE_SECONDS", 0.2)
     client = connect(site, project, program)
     with pytest.raises(openai.InternalServerError, match="No model server answers"):
         client.chat.completions.create(model="base", messages=HELLO)  # type: ignore[arg-type]

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rest_framework.test import APIClient
+
 from accounts.errors import ProductError
 from accounts.models import Project, User
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Judgement
-from rest_framework.test import APIClient
 from training.ledger import Ledger
 from training.models import Snapshot
 from training.snapshots import build_snapshot, create_snapshot, is_heldout

@@ -87,11 +87,11 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "version",
-                    models.OneToOneField(
+                    models.ForeignKey(
                         blank=True,
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
-                        related_name="run",
+                        related_name="runs",
                         to="inference.version",
                     ),
                 ),
