@@ -302,10 +302,10 @@ def read_answer(data: QueryDict, kind: str) -> assignment.Answer:
     if kind == Campaign.Kind.THUMBS:
         if data.get("thumb") not in ("1", "-1"):
             raise ProductError("Choose good or bad first.")
-        return assignment.Answer(thumb=int(data["thumb"]), comment=comment, seconds=seconds)
+        return assignment.Answer(thumb=int(data.get("thumb", "")), comment=comment, seconds=seconds)
     if kind == Campaign.Kind.PAIRWISE:
         return _read_choice(data, comment, seconds)
-    ranks = {name: value for name, value in data.items() if name.startswith("rank-")}
+    ranks = {name: str(value) for name, value in data.items() if name.startswith("rank-")}
     if not ranks or not all(ranks.values()):
         raise ProductError("Give every answer its place first.")
     try:
@@ -323,7 +323,7 @@ def _read_choice(data: QueryDict, comment: str, seconds: float | None) -> assign
         both = [int(value) for value in data.getlist("response")]
         choice = data.get("choice", "")
         winner = None if choice in ("tie", "both_bad") else int(choice)
-        strength = int(data["strength"]) if data.get("strength") else None
+        strength = int(data.get("strength", "")) if data.get("strength") else None
     except ValueError:
         raise ProductError("Choose the better answer, a tie, or both bad first.") from None
     if winner is None:

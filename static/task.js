@@ -127,7 +127,6 @@
       box.append(wrap);
     }
     place.append(box);
-    box.scrollIntoView({ block: "nearest" });
   }
 
   // ---- ranking
@@ -289,8 +288,7 @@
       this.show();
       const chosen = this.form.querySelector("[name=choice]:checked");
       const strength = this.form.querySelector("[name=strength]:checked");
-      const words = [chosen, strength.value ? strength : null].filter(Boolean);
-      announce(`${words.map((input) => input.parentElement.firstChild.nextSibling.textContent.trim()).join(", ")}.`);
+      announce(`${[chosen, strength].map((input) => input?.dataset.said).filter(Boolean).join(", ")}.`);
       touched();
     }
 
@@ -299,7 +297,7 @@
       const index = this.cards.findIndex((card) => card.dataset.response === choice.value);
       this.cards.forEach((card, each) => card.classList.toggle("placed", each === index));
       if (index < 0) strength.value = "";
-      this.form.querySelector(".strength").disabled = index < 0;
+      this.form.querySelector(".strength").hidden = index < 0;
     }
 
     key(key) {
@@ -522,7 +520,8 @@
     return `The server answered with an error (${status}). Submit again.`;
   }
 
-  document.addEventListener("htmx:afterSwap", (event) => {
+  // Only once htmx has taken hold of the new forms; a key before that would post them plainly.
+  document.addEventListener("htmx:afterSettle", (event) => {
     if (event.detail.target?.id !== "task") return;
     open({ arrived: true });
     makeScrollable(document);

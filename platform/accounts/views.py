@@ -34,7 +34,7 @@ class LoginView(auth_views.LoginView):
 def home(request: HttpRequest) -> HttpResponse:
     """List the user's projects, or go to the only one."""
     memberships = list(
-        Membership.objects.filter(user_id=request.user.pk)
+        Membership.objects.filter(user=request.user.pk)
         .select_related("project")
         .order_by("project__name")[:500]
     )
