@@ -165,7 +165,7 @@ class SourceForm(forms.Form):
     max_tokens = forms.IntegerField(min_value=1, max_value=4096, initial=128)
 
     def __init__(self, *args: Any, version: Version, **kwargs: Any) -> None:
-        super().__init__(*args, prefix=f"v{version.pk}", **kwargs)
+        super().__init__(*args, **kwargs | {"prefix": f"v{version.pk}"})
         self.version = version
         for name, field in self.fields.items():
             field.widget.attrs["aria-label"] = f"{field.label or name} of {version.name}"

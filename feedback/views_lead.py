@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused
 from feedback import quality, services
 from feedback.forms_lead import CampaignForm, PromptsForm, SourceForm, tag_counts
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, CompletionFeedback, Prompt
@@ -56,7 +56,7 @@ def _prompt_rows(membership: Membership, query: str, tag: str) -> QuerySet[Promp
 def _prompts_context(
     request: HttpRequest, membership: Membership, form: PromptsForm
 ) -> dict[str, Any]:
-    query, tag = request.GET.get("q", "").strip(), request.GET.get("tag", "")
+    query, tag = asked(request.GET, "q"), asked(request.GET, "tag")
     rows, sort = ordered(
         request, _prompt_rows(membership, query, tag), PROMPT_COLUMNS, default="-added"
     )
@@ -169,7 +169,8 @@ def _campaign(request: HttpRequest, slug: str, pk: int) -> tuple[Membership, Cam
     return membership, get_object_or_404(rows.with_progress(), pk=pk)
 
 
-def _progress_context(campaign: Campaign) -> dict[str, Any]:
+def _progress_context(campaign: Any) -> dict[str, Any]:
+    """Return what the moving part shows; the campaign carries the counts of with_progress."""
     return {
         "campaign": campaign,
         "generating": campaign.state == Campaign.State.GENERATING,
@@ -248,7 +249,7 @@ def feedback_list(request: HttpRequest, slug: str) -> HttpResponse:
     rows = CompletionFeedback.objects.filter(completion__project=membership.project)
     rows = rows.select_related("completion__version", "user")
     kind, version = request.GET.get("kind", ""), request.GET.get("version", "")
-    source, query = request.GET.get("source", ""), request.GET.get("q", "").strip()
+    source, query = request.GET.get("source", ""), asked(request.GET, "q")
     if kind in FEEDBACK_KINDS:
         rows = rows.filter(FEEDBACK_KINDS[kind][1])
     if version.isdigit():

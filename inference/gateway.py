@@ -84,6 +84,7 @@ def authorise(request: HttpRequest, scope: Scope) -> ApiToken:
 def resolve(project_id: int, name: str) -> Version:
     """Return the version behind an alias, ``base``, ``vN``, a served name or the base's name."""
     versions = Version.objects.select_related("base")
+    name = name.replace("\x00", "")
     if name in AliasName.values:
         alias = Alias.objects.filter(project_id=project_id, name=name).first()
         if alias is not None:
@@ -196,6 +197,8 @@ def check_messages(messages: Any) -> None:
                 f"messages[{index}] must have a “role” (system, user or assistant) and a “content” "
                 "that is text.",
             )
+        if "\x00" in message["content"]:
+            raise Refusal(400, f"messages[{index}] has a NUL character. Remove it.")
 
 
 async def answer(
@@ -215,7 +218,7 @@ async def answer(
             response = await _send(http, version, upstream_body)
             body = json.loads(await response.aread())
         choice, usage = body["choices"][0], body.get("usage") or {}
-        completion.text = choice["message"]["content"] or ""
+        completion.text = (choice["message"]["content"] or "").replace("\x00", "")
         completion.finish_reason = choice.get("finish_reason") or ""
         completion.prompt_tokens = usage.get("prompt_tokens", 0)
         completion.completion_tokens = usage.get("completion_tokens", 0)
@@ -303,7 +306,7 @@ async def _relay(
 
 
 async def _record(completion: Completion, parts: list[str], finish: str, started: float) -> None:
-    completion.text = "".join(parts)
+    completion.text = "".join(parts).replace("\x00", "")  # PostgreSQL keeps no NUL
     completion.finish_reason = finish
     completion.milliseconds = (time.monotonic() - started) * 1000
     await completion.asave(force_insert=True)

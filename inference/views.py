@@ -22,7 +22,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Membership, Role
-from accounts.pages import ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused
 from inference import gateway, services
 from inference.models import Alias, AliasMove, AliasName, Completion, Version
 
@@ -66,7 +66,7 @@ def _moves(membership: Membership) -> Any:
 def _versions_context(request: HttpRequest, membership: Membership) -> dict[str, Any]:
     rows = Version.objects.filter(project=membership.project)
     # Runs and evaluations live one floor up; their rows are reached through the relations.
-    rows = rows.select_related("base", "parent", "run").prefetch_related("aliases", "evaluations")
+    rows = rows.select_related("base", "parent").prefetch_related("aliases", "evaluations", "runs")
     rows, sort = ordered(request, rows, VERSION_COLUMNS, default="-number")
     return {
         "page": page_of(request, rows),
@@ -115,7 +115,7 @@ def _files(version: Version) -> list[ArtifactFile] | None:
 def _version(request: HttpRequest, slug: str, pk: int, role: Role) -> tuple[Membership, Version]:
     membership = get_membership(request, slug, role)
     rows = Version.objects.filter(project=membership.project).select_related(
-        "base", "parent", "created_by", "run__snapshot", "run__created_by"
+        "base", "parent", "created_by"
     )
     return membership, get_object_or_404(rows, pk=pk)
 
@@ -124,7 +124,7 @@ def _version_context(membership: Membership, version: Version) -> dict[str, Any]
     serving = _serving(membership)
     return {
         "version": version,
-        "run": getattr(version, "run", None),
+        "run": version.runs.select_related("snapshot", "created_by").first(),
         "here": [row for row in serving if row.alias.version_id == version.pk],
         "elsewhere": [row for row in serving if row.alias.version_id != version.pk],
         "canary_free": all(row.alias.name != AliasName.CANARY for row in serving),
@@ -154,7 +154,7 @@ def _alias_name(request: HttpRequest) -> AliasName:
 
 
 def _why(request: HttpRequest) -> str:
-    why = request.POST.get("why", "").strip()
+    why = asked(request.POST, "why")
     if len(why) > MAX_WHY:
         raise ProductError(f"The reason has {len(why)} characters; {MAX_WHY} is the most.")
     return why

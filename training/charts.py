@@ -6,6 +6,7 @@ Okabe–Ito values behind them, the rest is ``currentColor``, so one picture ser
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _points(metrics: Sequence[tuple[int, dict[str, Any]]], name: str) -> list[Po
     points = [
         (float(step), float(values[name]))
         for step, values in metrics
-        if isinstance(values.get(name), int | float)
+        if isinstance(values.get(name), int | float) and math.isfinite(values[name])
     ]
     if len(points) <= MAX_POINTS:
         return points
@@ -204,7 +205,7 @@ def _spec(panel: Panel) -> dict[str, Any]:
     names = [curve.label for curve in panel.curves]
     colours = altair.Scale(domain=names, range=[curve.colour for curve in panel.curves])
     colour = altair.Color("curve:N", scale=colours, legend=None)
-    bounds = {} if panel.top is None else {"domainMax": panel.top}
+    top = altair.Undefined if panel.top is None else panel.top
     x = altair.X(
         "step:Q",
         title="step",
@@ -215,7 +216,7 @@ def _spec(panel: Panel) -> dict[str, Any]:
         "value:Q",
         title=None,
         axis=altair.Axis(tickCount=5),
-        scale=altair.Scale(zero=True, **bounds),
+        scale=altair.Scale(zero=True, domainMax=top),
     )
     raw = altair.Chart(altair.NamedData("raw")).mark_line(strokeWidth=1, strokeOpacity=0.45)
     drawn = altair.Chart(altair.NamedData("drawn")).mark_line(strokeWidth=2.25, strokeCap="round")

@@ -15,15 +15,41 @@ from training.engine.arguments import argument_schema
 from training.models import Snapshot
 
 METHODS = ("dpo",)
-SEED = {"min_value": 0, "max_value": 2**31 - 1, "initial": 0}
+
+
+def _seed(help_text: str = "") -> forms.IntegerField:
+    return forms.IntegerField(min_value=0, max_value=2**31 - 1, initial=0, help_text=help_text)
+
+
+class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so at run time
+    """A version, said with its method and base."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        if obj.is_base:
+            return f"base: {obj.base.name}"
+        return f"{obj.name}: {obj.method.upper()} on {obj.base.name}"
+
+
+class SnapshotField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so at run time
+    """A snapshot, said with what there is to learn from."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        rows = obj.manifest.get("rows", {}).get("train", 0)
+        return f"snapshot {obj.pk}: {rows:,} pairs to learn from ({obj.digest[:12]})"
+
+
+class HeldoutField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so at run time
+    """A snapshot, said with what it holds out."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        prompts = obj.manifest.get("prompts", {}).get("heldout", 0)
+        return f"snapshot {obj.pk}: {prompts:,} held-out prompts ({obj.digest[:12]})"
 
 
 class SnapshotForm(forms.Form):
     """Which campaigns a snapshot is taken of."""
 
-    campaigns = forms.ModelMultipleChoiceField(
-        label="Campaigns",
-        queryset=Campaign.objects.none(),
+    campaigns = forms.MultipleChoiceField(
         widget=forms.CheckboxSelectMultiple,
         error_messages={"required": "Choose at least one campaign."},
     )
@@ -38,25 +64,27 @@ class SnapshotForm(forms.Form):
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        campaigns = self.fields["campaigns"]
-        assert isinstance(campaigns, forms.ModelMultipleChoiceField)
-        campaigns.queryset = Campaign.objects.filter(project=project)
+        self.by_key = {str(row.pk): row for row in Campaign.objects.filter(project=project)}
+        field = self.fields["campaigns"]
+        assert isinstance(field, forms.MultipleChoiceField)
+        field.choices = [(key, row.name) for key, row in self.by_key.items()]
+
+    def clean_campaigns(self) -> list[Campaign]:
+        return [self.by_key[key] for key in self.cleaned_data["campaigns"]]
 
 
 class RunForm(forms.Form):
     """From what to train, and by what method."""
 
-    snapshot = forms.ModelChoiceField(queryset=Snapshot.objects.none(), empty_label=None)
-    start_version = forms.ModelChoiceField(
+    snapshot = SnapshotField(queryset=Snapshot.objects.none(), empty_label=None)
+    start_version = VersionField(
         label="Start from",
         queryset=Version.objects.none(),
         empty_label=None,
         help_text="The plain base, or an adapter to train further.",
     )
     method = forms.ChoiceField(choices=[(method, method.upper()) for method in METHODS])
-    seed = forms.IntegerField(
-        **SEED, help_text="The same snapshot, arguments and seed give the same adapter."
-    )
+    seed = _seed("The same snapshot, arguments and seed give the same adapter.")
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,22 +92,9 @@ class RunForm(forms.Form):
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(versions, forms.ModelChoiceField)
         snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
-        snapshots.label_from_instance = snapshot_label
         versions.queryset = (
             Version.objects.filter(project=project).select_related("base").order_by("number")
         )
-        versions.label_from_instance = version_label
-
-
-def snapshot_label(snapshot: Any) -> str:
-    rows = snapshot.manifest.get("rows", {}).get("train", 0)
-    return f"snapshot {snapshot.pk}: {rows:,} pairs to learn from ({snapshot.digest[:12]})"
-
-
-def version_label(version: Any) -> str:
-    if version.is_base:
-        return f"base: {version.base.name}"
-    return f"{version.name}: {version.method.upper()} on {version.base.name}"
 
 
 class ArgumentsForm(forms.Form):
@@ -93,7 +108,7 @@ class ArgumentsForm(forms.Form):
     )
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
-        super().__init__(*args, prefix="a", **kwargs)
+        super().__init__(*args, **kwargs | {"prefix": "a"})
         self.schema = argument_schema(method)
         for row in self.schema:
             self.fields[row["name"]] = _argument_field(row)
@@ -134,7 +149,8 @@ class ArgumentsForm(forms.Form):
                 value = [name.strip() for name in (value or "").split(",") if name.strip()]
             if value is not None and value != "":
                 given[row["name"]] = value
-        return given | self.cleaned_data["as_json"]
+        given.update(self.cleaned_data["as_json"])
+        return given
 
 
 def _argument_field(row: dict[str, Any]) -> forms.Field:
@@ -165,13 +181,13 @@ def _help(row: dict[str, Any]) -> str:
 class EvaluationForm(forms.Form):
     """Which version meets which, on whose held-out prompts, by what rule."""
 
-    challenger = forms.ModelChoiceField(queryset=Version.objects.none(), empty_label=None)
-    champion = forms.ModelChoiceField(
+    challenger = VersionField(queryset=Version.objects.none(), empty_label=None)
+    champion = VersionField(
         queryset=Version.objects.none(),
         empty_label=None,
         help_text="The version to beat: what serves in production, unless you choose otherwise.",
     )
-    snapshot = forms.ModelChoiceField(
+    snapshot = HeldoutField(
         label="Held-out prompts of",
         queryset=Snapshot.objects.none(),
         empty_label=None,
@@ -185,7 +201,7 @@ class EvaluationForm(forms.Form):
         initial=4,
         help_text="More of them narrow the interval and take longer.",
     )
-    seed = forms.IntegerField(**SEED)
+    seed = _seed()
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -194,18 +210,11 @@ class EvaluationForm(forms.Form):
             field = self.fields[name]
             assert isinstance(field, forms.ModelChoiceField)
             field.queryset = versions.order_by("-number")
-            field.label_from_instance = version_label
         snapshots, rule = self.fields["snapshot"], self.fields["rule"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(rule, forms.ChoiceField)
         snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
-        snapshots.label_from_instance = _heldout_label
         rule.choices = [(name, name) for name in settings.EVALUATION_RULES]
         production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
         if production is not None:
             self.initial.setdefault("champion", production.pk)
-
-
-def _heldout_label(snapshot: Any) -> str:
-    prompts = snapshot.manifest.get("prompts", {}).get("heldout", 0)
-    return f"snapshot {snapshot.pk}: {prompts:,} held-out prompts ({snapshot.digest[:12]})"

@@ -58,7 +58,6 @@ def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
     context = {
         "page": page_of(request, rows.prefetch_related("campaigns")),
         "form": form,
-        "has_campaigns": membership.project.campaigns.exists(),
     }
     if request.method != "POST":
         return render(request, "training/snapshots.html", context)
@@ -67,7 +66,7 @@ def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
     try:
         made = snapshots.create_snapshot(
             project=membership.project,
-            campaigns=list(form.cleaned_data["campaigns"]),
+            campaigns=form.cleaned_data["campaigns"],
             by=membership.user,
             heldout_fraction=form.cleaned_data["heldout_fraction"],
         )
@@ -91,11 +90,11 @@ class LedgerLine:
     judgements: int
 
 
-def _ledger(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the ledger as lines that add up, and whether they do."""
-    ledger = manifest.get("ledger")
+def _ledger(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the ledger as lines that add up, and whether they do; nothing before it is built."""
+    ledger: dict[str, Any] = manifest.get("ledger") or {}
     if not ledger:
-        return None
+        return {}
     lines = [
         LedgerLine(label=EXCLUSIONS.get(key, key.replace("_", " ")), judgements=number)
         for key, number in ledger["excluded"].items()
@@ -236,7 +235,7 @@ def _seconds_left(run: Run) -> float | None:
     first, last = rows.first(), rows.last()
     if first is None or last is None or first[0] == last[0] or not (first[1] and last[1]):
         return None
-    pace = (last[1] - first[1]) / (last[0] - first[0])
+    pace: float = (last[1] - first[1]) / (last[0] - first[0])
     return max(0.0, pace * (run.total_steps - run.step))
 
 

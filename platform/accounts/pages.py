@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import render
 
 from accounts.errors import ProductError
 
 ROWS_PER_PAGE = 50
+Rows = TypeVar("Rows", bound=QuerySet[Any])
+
+
+def asked(values: QueryDict, name: str) -> str:
+    """Return what the address or form says under a name, without what PostgreSQL cannot search."""
+    return values.get(name, "").replace("\x00", "").strip()
 
 
 def page_of(request: HttpRequest, rows: QuerySet[Any], size: int = ROWS_PER_PAGE) -> Page[Any]:
@@ -22,8 +28,8 @@ def page_of(request: HttpRequest, rows: QuerySet[Any], size: int = ROWS_PER_PAGE
 
 
 def ordered(
-    request: HttpRequest, rows: QuerySet[Any], columns: Mapping[str, str], default: str
-) -> tuple[QuerySet[Any], str]:
+    request: HttpRequest, rows: Rows, columns: Mapping[str, str], default: str
+) -> tuple[Rows, str]:
     """Order the rows as ``?sort=name`` or ``?sort=-name`` asks; return them and the sort in force.
 
     ``columns`` maps the names in the address to fields; the row's id settles equals.

@@ -17,7 +17,7 @@ from accounts import services
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import ApiToken, Membership, Role, Scope, User
-from accounts.pages import refused
+from accounts.pages import asked, refused
 
 LIFETIMES = [("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "a year")]
 NEVER = ""
@@ -90,7 +90,7 @@ def token_revoke(request: HttpRequest, slug: str) -> HttpResponse:
     if not membership.may(Role.ADMIN):
         rows = rows.filter(user=membership.user)
     token = get_object_or_404(
-        rows, token_key=request.POST.get("key", ""), user__username=request.POST.get("owner", "")
+        rows, token_key=asked(request.POST, "key"), user__username=asked(request.POST, "owner")
     )
     services.revoke_token(token=token, by=membership.user)
     messages.success(request, f"“{token.name}” is revoked; it opens nothing any more.")

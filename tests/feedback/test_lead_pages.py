@@ -159,6 +159,12 @@ def test_it_searches_prompts_and_filters_by_tag(project: Project, lead: User, lo
     assert "Plain" not in tagged
 
 
+@pytest.mark.parametrize("name", LEAD_PAGES)
+def test_it_bears_any_address(name: str, project: Project, lead: User, login: Login) -> None:
+    odd = dict.fromkeys(("q", "tag", "sort", "page", "kind", "version", "state"), "\x00'\"%_\\")
+    assert login(lead).get(url(name, project), odd).status_code == 200
+
+
 def test_it_lists_prompts_in_few_queries(
     make_campaign: Callable[..., Campaign],
     lead: User,
