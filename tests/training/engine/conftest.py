@@ -20,9 +20,7 @@ TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-WORDS = (
-    "river sea light house road field green warm small old bird song tree stone hand day"
-).split()  # noqa: SIM905
+WORDS = [
     "river",
     "sea",
     "light",
