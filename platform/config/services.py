@@ -511,6 +511,7 @@ def remove(var: Path | None = None) -> None:
     """Stop the servers of ``var`` and delete their data, wherever it lies."""
     var = var or var_dir()
     stop(var)
+    shutil.rmtree(Postgres(var).socket_folder, ignore_errors=True)
     for server in (Valkey(var), Postgres(var)):
         shutil.rmtree(server.data, ignore_errors=True)
         if server.data.parent != var:
