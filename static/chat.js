@@ -2,13 +2,14 @@
 "use strict";
 
 (() => {
-  const form = document.querySelector("[data-chat]");
-  if (!form) return;
+  const chat = document.querySelector("[data-chat]");
+  if (!chat) return;
 
-  const columns = form.querySelector("[data-chat-columns]");
+  const form = chat.querySelector("#chat-form");
+  const columns = chat.querySelector("[data-chat-columns]");
   const entry = form.querySelector("#text");
-  const model = form.querySelector("#model");
-  const beside = form.querySelector("#beside");
+  const model = chat.querySelector("#model");
+  const beside = chat.querySelector("#beside");
   const stopButton = form.querySelector("[data-chat-stop]");
   const sendButton = form.querySelector("button[type=submit]");
   const newButton = document.querySelector("[data-chat-new]");
@@ -85,14 +86,14 @@
     let id = null;
     let facts = "";
     try {
-      const system = form.querySelector("#system").value.trim();
+      const system = chat.querySelector("#system").value.trim();
       const response = await post(
-        form.dataset.answerUrl,
+        chat.dataset.answerUrl,
         {
           model: lane.pick(),
           messages: system ? [{ role: "system", content: system }, ...lane.messages] : lane.messages,
-          temperature: Number(form.querySelector("#temperature").value),
-          max_tokens: Number(form.querySelector("#max_tokens").value),
+          temperature: Number(chat.querySelector("#temperature").value),
+          max_tokens: Number(chat.querySelector("#max_tokens").value),
         },
         lane.stop.signal,
       );
@@ -132,9 +133,10 @@
     tools.querySelector("[data-facts]").textContent = facts;
     tools.querySelector("[data-again]").addEventListener("click", () => writeAgain(lane, turn));
     if (id) {
+      tools.querySelector("[data-details]").href = chat.dataset.completionUrl.replace(/[0-]{36}/, id);
       wireFeedback(tools, id);
     } else {
-      for (const part of tools.querySelectorAll("[data-thumb], [data-say]")) part.remove();
+      for (const part of tools.querySelectorAll("[data-thumb], [data-say], [data-details]")) part.remove();
     }
     turn.append(tools);
   }
@@ -184,7 +186,6 @@
     });
     sayForm.addEventListener("submit", async (event) => {
       event.preventDefault();
-      event.stopPropagation();
       const body = {
         comment: sayForm.elements.comment.value,
         correction: sayForm.elements.correction.value,

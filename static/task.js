@@ -462,6 +462,11 @@
         form.elements.seconds.value = seconds().toFixed(1);
         saveDraft(true);
       }
+      if (form.id === "undo-form" && task?.form.elements.comment.value.trim() && !task.mayLeave) {
+        task.mayLeave = true;
+        notice("Your comment on this task would stay behind. Undo once more to go back all the same.", { kind: "warn" });
+        return stop();
+      }
       busy = true;
     },
     true,

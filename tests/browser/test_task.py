@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -245,6 +246,52 @@ def test_it_says_so_when_the_lease_was_lost_and_keeps_the_text(
     expect(page.locator("#comment")).to_have_value("my words")
     expect(page.get_by_role("link", name="Take the next task")).to_be_visible()
     assert not Judgement.objects.exists()
+
+
+def test_it_says_what_became_of_an_earlier_judgement_that_never_arrived(
+    on_task: Callable[..., Page], campaign: Campaign, second_annotator: User
+) -> None:
+    page = on_task(campaign)
+    page.route(f"**{task_url(campaign)}", lambda route: route.abort())
+    press(page, "c")
+    page.keyboard.type("long thought")
+    press(page, "Escape", "4", "1", "2", "3", "Control+Enter")
+    expect(page.locator("#task-notice")).to_contain_text("Not sent yet")
+    page.unroute(f"**{task_url(campaign)}")
+    Slot.objects.filter(state=Slot.State.LEASED).update(holder=second_annotator, token=2)
+    page.goto(task_url(campaign))
+    unsent = page.locator("#task-unsent")
+    expect(unsent).to_contain_text("An earlier judgement could not be stored.")
+    expect(unsent).to_contain_text("went to somebody else")
+    expect(unsent).to_contain_text("long thought")
+    assert not Judgement.objects.exists()
+
+
+def test_it_keeps_the_lease_while_somebody_reads(
+    on_task: Callable[..., Page], campaign: Campaign, second_annotator: User, settings: Any
+) -> None:
+    settings.LEASE_SECONDS = 3
+    page = on_task(campaign)
+    held = Slot.objects.get(state=Slot.State.LEASED)
+    page.wait_for_timeout(2_500)
+    later = Slot.objects.get(pk=held.pk)
+    assert held.lease_expires_at is not None
+    assert later.lease_expires_at is not None
+    assert later.lease_expires_at > held.lease_expires_at
+    Slot.objects.filter(pk=held.pk).update(holder=second_annotator, token=2)
+    expect(page.locator("#task-notice")).to_contain_text("given to somebody else")
+
+
+def test_it_does_not_leave_a_comment_behind_unasked(
+    on_task: Callable[..., Page], campaign: Campaign
+) -> None:
+    page = on_task(campaign)
+    press(page, "1", "2", "3", "4", "Control+Enter")
+    expect(page.locator("#task-progress")).to_have_text("1 of 3 today")
+    press(page, "c", "x", "Escape", "u")
+    expect(page.locator("#task-notice")).to_contain_text("Your comment on this task")
+    press(page, "u")
+    expect(page.locator("#task-progress")).to_have_text("0 of 3 today")
 
 
 def test_it_stores_one_judgement_from_two_tabs(
