@@ -303,7 +303,7 @@ class JudgementsView(ProjectAPIView):
             annotator=self.user, campaign__project__in=self.projects()
         )
         if campaign := request.query_params.get("campaign"):
-            rows = rows.filter(campaign=campaign) if campaign.isdigit() else rows.none()
+            rows = rows.filter(campaign=int(campaign)) if campaign.isdigit() else rows.none()
         return paginated(rows, JudgementSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: Output})

@@ -138,7 +138,7 @@ def create_campaign(
 
 def check_source(project: Project, source: dict[str, Any]) -> dict[str, Any]:
     """Return a source of responses with its defaults filled in, or raise ProductError."""
-    version = Version.objects.filter(project=project, pk=source.get("version")).first()
+    version = Version.objects.filter(project=project, pk=source.get("version") or 0).first()
     if version is None:
         raise ProductError("A source names a version that this project does not have.")
     try:

@@ -24,7 +24,7 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
     served_name = serializers.CharField(read_only=True)
     base = serializers.CharField(source="base.name")
     project = serializers.CharField(source="project.slug")
-    parent = serializers.CharField(source="parent.name", default=None)
+    parent = serializers.CharField(source="parent.name", default=None)  # type: ignore[assignment]
 
     class Meta:
         model = Version

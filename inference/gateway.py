@@ -121,23 +121,19 @@ async def models(request: HttpRequest) -> HttpResponse:
 
 
 def _model_rows(project_id: int) -> list[dict[str, Any]]:
-    rows = [
-        {"id": alias.name, "root": alias.version.served_name, "created": alias.version.created_at}
-        for alias in Alias.objects.filter(project_id=project_id).select_related("version__base")
-    ]
-    rows += [
-        {"id": version.name, "root": version.served_name, "created": version.created_at}
-        for version in Version.objects.filter(project_id=project_id).select_related("base")
-    ]
+    aliases = Alias.objects.filter(project_id=project_id).select_related("version__base")
+    versions = Version.objects.filter(project_id=project_id).select_related("base")
+    named = [(alias.name, alias.version) for alias in aliases]
+    named += [(version.name, version) for version in versions]
     return [
         {
-            "id": row["id"],
+            "id": name,
             "object": "model",
-            "created": int(row["created"].timestamp()),
+            "created": int(version.created_at.timestamp()),
             "owned_by": "laurel",
-            "root": row["root"],
+            "root": version.served_name,
         }
-        for row in rows
+        for name, version in named
     ]
 
 

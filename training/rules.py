@@ -17,6 +17,6 @@ def concise(prompt: str, response: str) -> float:
     An answer that says nothing is the worst, so the shortest is not simply the best.
     """
     words = len(response.split())
-    if words < 2:
+    if words == 0:
         return -1000.0
     return -float(words) - 10.0 * len(_HEDGE.findall(response))

@@ -32,7 +32,7 @@ def _require(membership: Membership | None, role: Role) -> Membership:
 def get_membership(request: HttpRequest, slug: str, role: Role = Role.ANNOTATOR) -> Membership:
     """Return the signed-in user's membership of the project, or raise 404 / 403."""
     found = Membership.objects.select_related("project", "user").filter(
-        user_id=request.user.pk, project__slug=slug
+        user_id=request.user.pk or 0, project__slug=slug
     )
     membership = _require(found.first(), role)
     request.membership = membership  # type: ignore[attr-defined]

@@ -27,7 +27,8 @@ def find_token(text: str) -> ApiToken:
         )
     if not token.user.is_active:
         raise exceptions.AuthenticationFailed("The owner of this token is no longer active.")
-    return token
+    found: ApiToken = token
+    return found
 
 
 class ApiTokenAuthentication(TokenAuthentication):
@@ -45,7 +46,7 @@ class ApiTokenAuthentication(TokenAuthentication):
         return found.user, found
 
 
-class ApiTokenScheme(OpenApiAuthenticationExtension):
+class ApiTokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     """Describe the bearer token in the OpenAPI schema."""
 
     target_class = ApiTokenAuthentication

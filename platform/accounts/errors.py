@@ -15,7 +15,7 @@ from rest_framework.views import set_rollback
 class ProductError(Exception):
     """A refusal that a person can act on; ``message`` says what to do next."""
 
-    status_code = status.HTTP_400_BAD_REQUEST
+    status_code: int = status.HTTP_400_BAD_REQUEST
 
     def __init__(self, message: str, **extra: Any) -> None:
         super().__init__(message)
@@ -45,6 +45,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     """Map every expected exception to its status and one sentence; the rest becomes a 500."""
     headers: dict[str, str] = {}
     extra: dict[str, Any] = {}
+    code: int
     if isinstance(exc, ProductError):
         code, message, extra = exc.status_code, exc.message, exc.extra
     elif isinstance(exc, RequestDataTooBig):

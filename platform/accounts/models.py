@@ -11,7 +11,7 @@ from django.utils.text import slugify
 from knox.models import AbstractAuthToken, AuthTokenManager
 
 
-class User(AbstractUser):
+class User(AbstractUser):  # type: ignore[django-manager-missing]
     """A person or a program that acts in one or more projects."""
 
 
@@ -101,7 +101,7 @@ class Scope(models.TextChoices):
 class ApiToken(AbstractAuthToken):
     """A hashed bearer token for one user in one project; its text is shown once."""
 
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="tokens")
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
     name = models.CharField(max_length=80)
     scopes = ArrayField(models.CharField(max_length=10, choices=Scope.choices), default=list)
 

@@ -1,4 +1,4 @@
-"""The composition root. Celery's app is made here so that every process finds it, as Celery asks."""
+"""The composition root. Celery's app is made here, so that every process finds it."""
 
 from config.celery import app as celery_app
 

@@ -221,7 +221,7 @@ ARTIFACTS_DIR = VAR_DIR / "artifacts"
 RUNS_DIR = VAR_DIR / "runs"
 BASES_DIR = VAR_DIR / "bases"
 DEFAULT_BASE = "smollm2-135m-instruct"
-ENGINE_URLS = env_list("ENGINE_URL", ["http://127.0.0.1:8101"])
+ENGINE_URLS = env_list("ENGINE_URL", [f"http://127.0.0.1:{env_int('ENGINE_PORT', 8101)}"])
 ENGINE_API_KEY = env_secret("ENGINE_API_KEY", VAR_DIR / "engine_key")
 ENGINE_TIMEOUT_SECONDS = env_int("ENGINE_TIMEOUT_SECONDS", 300)
 LEASE_SECONDS = env_int("LEASE_SECONDS", 15 * 60)
@@ -265,5 +265,9 @@ LOGGING: dict[str, Any] = {
         "httpx": {"level": "WARNING"},
         "httpcore": {"level": "WARNING"},
         "axes": {"level": "WARNING"},
+        # Two lines a tick of beat say nothing that a failure would not say louder.
+        "celery.app.trace": {"level": "WARNING"},
+        "celery.beat": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
     },
 }

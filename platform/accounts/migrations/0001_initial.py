@@ -169,7 +169,7 @@ class Migration(migrations.Migration):
                     "project",
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,
-                        related_name="tokens",
+                        related_name="+",
                         to="accounts.project",
                     ),
                 ),

@@ -34,13 +34,24 @@ STATE_KINDS = {
 # label, page name, least role, further page names under it
 NAVIGATION = [
     ("Queue", "queue", Role.ANNOTATOR, {"task"}),
-    ("Campaigns", "campaigns", Role.LEAD, {"campaign", "campaign_new", "prompts"}),
-    ("Data", "snapshots", Role.LEAD, {"snapshot", "snapshot_new"}),
-    ("Runs", "runs", Role.LEAD, {"run", "run_new"}),
-    ("Versions", "versions", Role.LEAD, {"version"}),
+    (
+        "Campaigns",
+        "campaigns",
+        Role.LEAD,
+        {"campaign", "campaign_new", "campaign_state", "prompts"},
+    ),
+    ("Data", "snapshots", Role.LEAD, {"snapshot"}),
+    ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),
+    (
+        "Versions",
+        "versions",
+        Role.LEAD,
+        {"version", "version_promote", "alias_roll_back", "alias_ledger"}
+        | {"evaluations", "evaluation", "evaluation_new"},
+    ),
     ("Chat", "chat", Role.ANNOTATOR, set()),
-    ("Feedback", "feedback_list", Role.LEAD, set()),
-    ("Settings", "tokens", Role.ANNOTATOR, {"members"}),
+    ("Feedback", "feedback_list", Role.LEAD, {"completion"}),
+    ("Settings", "tokens", Role.ANNOTATOR, {"members", "member_role", "member_remove"}),
 ]
 
 

@@ -29,6 +29,7 @@ import openai
 
 from config import services, supervisor
 from config.demo.prompts import PROMPTS
+from config.processes import die_with_parent
 from feedback.simulation import Annotator
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -199,6 +200,7 @@ def everything_running(url: str, preference: str) -> Any:
         cwd=ROOT,
         env=environment,
         start_new_session=True,  # Ctrl-C reaches us first; we stop it in order
+        preexec_fn=die_with_parent(signal.SIGTERM),
     )
     try:
         deadline = time.monotonic() + 600
