@@ -170,7 +170,7 @@ class SourceForm(forms.Form):
         for name, field in self.fields.items():
             field.widget.attrs["aria-label"] = f"{field.label or name} of {version.name}"
         for name in ("temperature", "top_p"):
-            self.fields[name].widget.attrs["step"] = "0.05"
+            self.fields[name].widget.attrs["step"] = "any"  # from 0.01, so no even step fits
         if self.is_bound and not self.data.get(self.add_prefix("use")):
             for field in self.fields.values():
                 field.required = False

@@ -10,7 +10,11 @@ urlpatterns = [
     path("api/versions/", api.VersionsView.as_view()),
     path("api/versions/<int:pk>/", api.VersionView.as_view()),
     path("api/versions/<int:pk>/files/", api.VersionFilesView.as_view()),
-    path("api/versions/<int:pk>/files/<str:name>", api.VersionFileView.as_view()),
+    path(
+        "api/versions/<int:pk>/files/<str:name>",
+        api.VersionFileView.as_view(),
+        name="api_version_file",
+    ),
     path("api/versions/<int:pk>/promote", api.PromoteView.as_view()),
     path("api/aliases/", api.AliasesView.as_view()),
     path("api/aliases/moves/", api.MovesView.as_view()),

@@ -68,8 +68,12 @@ def _versions_context(request: HttpRequest, membership: Membership) -> dict[str,
     # Runs and evaluations live one floor up; their rows are reached through the relations.
     rows = rows.select_related("base", "parent").prefetch_related("aliases", "evaluations", "runs")
     rows, sort = ordered(request, rows, VERSION_COLUMNS, default="-number")
+    page = page_of(request, rows)
+    for version in page:
+        done = (each for each in version.evaluations.all() if each.result.get("win_rate"))
+        version.newest_result = next(done, None)
     return {
-        "page": page_of(request, rows),
+        "page": page,
         "sort": sort,
         "serving": _serving(membership),
         "moves": _moves(membership)[:MOVES_ON_PAGE],

@@ -59,7 +59,7 @@ class SnapshotForm(forms.Form):
         max_value=0.9,
         initial=0.2,
         help_text="Share of the prompts kept from training, to measure on. 0 to 0.9.",
-        widget=forms.NumberInput(attrs={"step": "0.05"}),
+        widget=forms.NumberInput(attrs={"step": "0.01"}),
     )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:

@@ -7,10 +7,19 @@ from training import api
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
     path("api/snapshots/<int:pk>/", api.SnapshotView.as_view()),
-    path("api/snapshots/<int:pk>/files/<str:name>", api.SnapshotFileView.as_view()),
+    path(
+        "api/snapshots/<int:pk>/files/<str:name>",
+        api.SnapshotFileView.as_view(),
+        name="api_snapshot_file",
+    ),
+    path(
+        "api/snapshots/<int:pk>/export/<slug:name>",
+        api.SnapshotExportView.as_view(),
+        name="api_snapshot_export",
+    ),
     path("api/runs/", api.RunsView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),
-    path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view()),
+    path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view(), name="api_run_metrics"),
     path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),
     path("api/runs/<int:pk>/again", api.RunAgainView.as_view()),
     path("api/evaluations/", api.EvaluationsView.as_view()),

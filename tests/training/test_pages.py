@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,23 @@ def test_it_shows_runs_to_leads_and_starts_them_for_admins(
     for name in ("run_cancel", "run_again"):
         address = url(name, project, run.pk)
         assert [login(user).post(address).status_code for user in users[:3]] == [404, 403, 403]
+
+
+def test_it_prefills_numbers_that_browsers_accept(
+    snapshot: Snapshot, version: Version, owner: User, login: Login
+) -> None:
+    client, checked = login(owner), 0
+    for name in ("campaign_new", "snapshots", "run_new", "evaluation_new"):
+        page = client.get(url(name, snapshot.project)).content.decode()
+        for tag in re.findall(r'<input type="number"[^>]*>', page):
+            field = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+            if field.get("step") == "any":
+                continue
+            value, low = float(field["value"]), float(field.get("min", 0))
+            steps = (value - low) / float(field.get("step", 1))
+            assert steps == pytest.approx(round(steps)), tag
+            checked += 1
+    assert checked > 5
 
 
 # Snapshots
