@@ -1,7 +1,8 @@
 """Key/value memory in rows: every running text owns one row, whatever the others do.
 
 Rows 0..n-1 are the running texts, packed so that one decoding step reads a view and copies
-nothing. The last row is scratch: prompts are read there, then copied to the row of each sample.
+nothing. Behind them come a spare row, which keeps a lone text company (see Runtime.step), and the
+scratch row: prompts are read there, then copied to the row of each sample.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.rows = rows
         self.context = context
-        self.scratch = rows
+        self.scratch = rows + 1
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._running: Tensor | None = None
@@ -49,7 +50,7 @@ class RowCache(Cache):
         while len(self._keys) <= layer_idx:
             # Zeros, not empty: a masked position still multiplies its value by zero.
             for store, states in ((self._keys, key_states), (self._values, value_states)):
-                shape = (self.rows + 1, states.shape[1], self.context, states.shape[3])
+                shape = (self.rows + 2, states.shape[1], self.context, states.shape[3])
                 store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._positions is None:

@@ -89,7 +89,15 @@ class Runtime:
     def step(
         self, tokens: Sequence[int], positions: Sequence[int], adapters: Sequence[Adapter | None]
     ) -> Tensor:
-        """Feed one token to each running row; return the float32 logits [n, vocabulary]."""
+        """Feed one token to each running row; return the float32 logits [n, vocabulary].
+
+        A lone row is stepped twice, the second time into the spare row. Products of one row take
+        another kernel, whose last bit differs; from two rows on a row's result is the same in any
+        company (seen in bfloat16 on AVX-512), and so is the text of a seed.
+        """
+        count = len(tokens)
+        if count == 1:
+            tokens, positions, adapters = [*tokens] * 2, [*positions] * 2, [*adapters] * 2
         span = max(positions) + 1
         where = torch.tensor(list(positions), device=self.device)
         unseen = torch.arange(span, device=self.device) > where.unsqueeze(1)
@@ -97,7 +105,7 @@ class Runtime:
         self.cache.aim_at_running(where, span)
         return self._forward(
             [[token] for token in tokens], where.unsqueeze(1), mask.unsqueeze(1), adapters
-        )
+        )[:count]
 
     def _forward(
         self,
