@@ -33,12 +33,21 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Votes:
+    """The weights with which one response was called good and bad."""
+
+    good: float = 0.0
+    bad: float = 0.0
+
+
+@dataclass(frozen=True)
 class Tree:
-    """A prompt's tokens, the tokens of each distinct response, and the judged pairs."""
+    """A prompt's tokens, the tokens of each distinct response, and what was judged of them."""
 
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     pairs: tuple[Pair, ...]
+    votes: tuple[Votes, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -73,11 +82,13 @@ def read_trees(
     max_length: int,
     max_prompt_length: int,
     keep_ties: bool = False,
+    single: bool = False,
 ) -> tuple[list[Tree], RowCounts]:
     """Read a snapshot file into trees, in the order in which their prompts first appear.
 
     Equal judgements (same pair, margin) become one pair with the sum of their weights, so the
-    weighted mean over pairs is the mean over rows. Raises RunError for rows that make no sense.
+    weighted mean over pairs is the mean over rows. `single` also takes rows with a chosen or a
+    rejected response alone. Raises RunError for rows that make no sense.
     """
     counts = RowCounts()
     encode = Encoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
@@ -93,12 +104,13 @@ def read_trees(
         if key not in groups:
             groups[key] = _Group(*encode.prompt(prompt))
         group = groups[key]
-        chosen = group.place(encode, prompt, _messages(row.get("chosen"), "chosen", where))
-        rejected = None
-        if row.get("rejected"):
-            given = _messages(row["rejected"], "rejected", where)
-            rejected = group.place(encode, prompt, given)
-        if chosen is None or rejected is None or chosen == rejected:
+        places: list[int | None] = []
+        for column in ("chosen", "rejected"):
+            absent = single and row.get(column) is None
+            given = None if absent else _messages(row.get(column), column, where)
+            places.append(group.place(encode, prompt, given) if given else None)
+        chosen, rejected = places
+        if chosen == rejected or (not single and None in places):
             continue
         group.enter(row, chosen, rejected, tie, where)
         counts.used += 1
@@ -116,6 +128,7 @@ class _Group:
         self.seen: dict[str, int | None] = {}
         self.cut_places: set[int] = set()
         self.weights: dict[Pair, float] = {}
+        self.votes: dict[int, Votes] = {}
 
     def place(self, encode: Encoder, prompt: list[Message], response: list[Message]) -> int | None:
         """Return the place of a response; None when nothing of it is left to learn from."""
@@ -128,7 +141,15 @@ class _Group:
             self.seen[key] = place
         return self.seen[key]
 
-    def enter(self, row: dict[str, Any], chosen: int, rejected: int, tie: bool, where: str) -> None:
+    def enter(
+        self,
+        row: dict[str, Any],
+        chosen: int | None,
+        rejected: int | None,
+        tie: bool,
+        where: str,
+    ) -> None:
+        """Take a judgement in; one of the two responses may be missing."""
         weight = _number(row.get("weight"), "weight", where)
         margin = _number(row.get("margin"), "margin", where)
         share = _number(row.get("probability"), "probability", where)
@@ -136,15 +157,25 @@ class _Group:
             raise RunError(f"{where} needs a weight above 0 and a probability from 0 to 1.")
         # A soft label is both judgements at once, each with its share.
         for first, second, part in ((chosen, rejected, share), (rejected, chosen, 1 - share)):
-            if part > 0:
+            if part <= 0:
+                continue
+            if first is not None:
+                self._vote(first, good=weight * part)
+            if second is not None:
+                self._vote(second, bad=weight * part)
+            if first is not None and second is not None:
                 pair = Pair(first, second, 0.0, margin, tie)
                 self.weights[pair] = self.weights.get(pair, 0.0) + weight * part
 
+    def _vote(self, place: int, *, good: float = 0.0, bad: float = 0.0) -> None:
+        before = self.votes.get(place, Votes())
+        self.votes[place] = Votes(before.good + good, before.bad + bad)
+
     def tree(self) -> Tree | None:
-        """Return the finished tree; None without a pair."""
-        if not self.weights:
+        """Return the finished tree; None when nothing was judged."""
+        if not self.votes:
             return None
-        named = sorted({place for pair in self.weights for place in (pair.chosen, pair.rejected)})
+        named = sorted(self.votes)
         tokens = list(self.places)
         moved = {place: number for number, place in enumerate(named)}
         return Tree(
@@ -154,6 +185,7 @@ class _Group:
                 Pair(moved[pair.chosen], moved[pair.rejected], weight, pair.margin, pair.tie)
                 for pair, weight in self.weights.items()
             ),
+            tuple(self.votes[place] for place in named),
         )
 
 
@@ -214,9 +246,10 @@ class Encoder:
 def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:
     """Cut a tree that is over the token budget into trees that share its prompt.
 
-    Pairs keep their order; a pair that is over the budget alone stays whole.
+    Pairs keep their order; a pair that is over the budget alone stays whole. Votes cannot be
+    shared out over parts, so a tree without pairs stays whole too.
     """
-    if tree.tokens <= budget:
+    if tree.tokens <= budget or not tree.pairs:
         yield tree
         return
     part: list[Pair] = []

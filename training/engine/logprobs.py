@@ -30,7 +30,9 @@ def token_log_probs(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> T
     return torch.cat(
         [
             checkpoint(block, part, wanted, use_reentrant=False)
-            for part, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+            for part, wanted in zip(
+                torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True
+            )
         ]
     )
 

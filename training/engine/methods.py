@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from training.engine import losses
-from training.engine.arguments import DpoArguments, OrpoArguments, RewardArguments, SimpoArguments
+from training.engine.arguments import (
+    DpoArguments,
+    KtoArguments,
+    OrpoArguments,
+    RewardArguments,
+    SftArguments,
+    SimpoArguments,
+)
 from training.engine.data import Tree
 from training.engine.tree import Pack
 
@@ -27,6 +34,7 @@ class Scores:
     logps: Tensor | None = None  # [R] summed log-probs
     reference: Tensor | None = None  # [R] the same under the reference
     values: Tensor | None = None  # [R] a reward model's scores
+    baseline: Tensor | None = None  # [] KTO's estimate of the distance from the reference
 
     @property
     def ratios(self) -> Tensor:
@@ -49,6 +57,8 @@ class Method:
     weight: Callable[[Tree], float]  # what a tree adds to the divisor
     reference: bool = False
     head: str = "lm"
+    single: bool = False  # also learns from a response that was judged alone
+    baseline: bool = False
 
 
 def pair_weight(tree: Tree) -> float:
@@ -117,10 +127,61 @@ def reward_loss(scores: Scores, arguments: RewardArguments) -> Tensor:
     return (pack.weights * loss).sum()
 
 
+def kto_rewards(scores: Scores, arguments: KtoArguments) -> Tensor:
+    return arguments.beta * scores.ratios
+
+
+def kto_loss(scores: Scores, arguments: KtoArguments) -> Tensor:
+    """Every vote counts: a response that won and lost is learnt as both."""
+    assert scores.baseline is not None
+    pack, total = scores.pack, torch.zeros((), device=scores.pack.good.device)
+    for good, votes, factor in (
+        (True, pack.good, arguments.desirable_weight),
+        (False, pack.bad, arguments.undesirable_weight),
+    ):
+        loss = losses.kto(
+            scores.ratios,
+            torch.full_like(votes, good, dtype=torch.bool),
+            beta=arguments.beta,
+            baseline=scores.baseline,
+        )
+        total = total + factor * (votes * loss).sum()
+    return total
+
+
+def vote_weight(tree: Tree) -> float:
+    return sum(vote.good + vote.bad for vote in tree.votes)
+
+
+def sft_rewards(scores: Scores, arguments: SftArguments) -> Tensor:
+    return scores.mean_logps
+
+
+def sft_loss(scores: Scores, arguments: SftArguments) -> Tensor:
+    """Return the summed negative log-likelihood of each prompt's best responses."""
+    assert scores.logps is not None
+    best = [one for tree in scores.pack.trees for one in best_responses(tree)]
+    return -scores.logps[torch.tensor(best, device=scores.logps.device)].sum()
+
+
+def best_responses(tree: Tree) -> list[bool]:
+    """Mark the responses with the most votes for them after those against, if any are left."""
+    balance = [vote.good - vote.bad for vote in tree.votes]
+    return [value > 0 and value == max(balance) for value in balance]
+
+
+def sft_weight(tree: Tree) -> float:
+    """Count the tokens that a tree teaches: the mean is over tokens, as everywhere in SFT."""
+    pairs = zip(tree.responses, best_responses(tree), strict=True)
+    return float(sum(len(response) for response, best in pairs if best))
+
+
 METHODS: dict[str, Method] = {
     "dpo": Method(dpo_rewards, dpo_loss, pair_weight, reference=True),
     "orpo": Method(orpo_rewards, orpo_loss, pair_weight),
     "simpo": Method(simpo_rewards, simpo_loss, pair_weight),
+    "kto": Method(kto_rewards, kto_loss, vote_weight, reference=True, single=True, baseline=True),
+    "sft": Method(sft_rewards, sft_loss, sft_weight, single=True),
     "reward": Method(reward_rewards, reward_loss, pair_weight, head="score"),
 }
 

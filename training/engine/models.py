@@ -27,6 +27,8 @@ from training.engine.errors import RunError
 from training.engine.rundir import Artifact
 
 transformers.utils.logging.disable_progress_bar()
+# Its load report calls a fresh score head missing; the proof is what tells whether one got lost.
+transformers.utils.logging.set_verbosity_error()
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLEAR_GAIN = 1.3  # how much quicker bf16 must be to be worth its rounding
@@ -94,6 +96,11 @@ def load_base(
         )
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"The base {base} cannot be loaded: {error}.") from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes repacks weights at the first pass without gradient, for a kernel that
+            # training cannot use; the reference and the policy have to be computed alike.
+            module.support_avx512bf16_for_cpu = False
     if head == "score":
         model.config.pad_token_id = model.config.pad_token_id or 0
     return model if "quantization_config" in options else model.to(device)

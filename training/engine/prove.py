@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,7 +46,11 @@ def prove(run: Run) -> dict[str, Any]:
     Differences are relative to the largest logit. `merged` folds the adapter into fp32 weights and
     compares with the same weights unmerged.
     """
-    proof = _prove(run)
+    (run.directory / "proof.json").unlink(missing_ok=True)  # an older one proves nothing
+    try:
+        proof = _prove(run)
+    except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        proof = {"passed": False, "reason": f"It cannot be loaded: {error!r}"}
     write_json(run.directory / "proof.json", proof)
     return proof
 
@@ -56,7 +60,7 @@ def _prove(run: Run) -> dict[str, Any]:
         with safe_open(run.probe, framework="pt") as file:
             settings = file.metadata()
             ids, expected = file.get_tensor("input_ids"), file.get_tensor("logits")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(f"{run.probe} cannot be read: train the run first.") from error
     head, precision, tuning = settings["head"], settings["precision"], settings["tuning"]
     device = pick_device()

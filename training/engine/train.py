@@ -84,6 +84,7 @@ class Session:
     progress: Progress
     train: list[Tree]
     heldout: list[Tree]
+    strangers: list[Tree]  # for KTO: each training prompt with an answer to another one
 
     @property
     def arguments(self) -> Arguments:
@@ -93,12 +94,13 @@ class Session:
     def device(self) -> torch.device:
         return self.policy.device
 
-    def score(self, pack: Pack) -> Scores:
+    def score(self, pack: Pack, baseline: Tensor | None = None) -> Scores:
         """Score a pack with the policy, and look its references up."""
         if self.method.head == "score":
             return Scores(pack, values=self.policy.values(pack))
         logps = sum_by_response(pack, self.policy.token_logps(pack))
-        return Scores(pack, logps, self.references(pack) if self.method.reference else None)
+        references = self.references(pack) if self.method.reference else None
+        return Scores(pack, logps, references, baseline=baseline)
 
     def references(self, pack: Pack) -> Tensor:
         """Return the stored reference log-probs of a pack's responses [R]."""
@@ -168,12 +170,14 @@ def train(run: Run, events: EventLog, stop: Stop) -> None:
 def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tree]]:
     """Read the snapshot's two parts; RunError when there is nothing to learn from."""
     arguments = run.arguments
-    limits = {
+    limits: dict[str, Any] = {
         "max_length": arguments.max_length,
         "max_prompt_length": arguments.max_prompt_length,
         "keep_ties": getattr(arguments, "ties", "ignore") == "rao-kupper",
+        "single": METHODS[run.method].single,
     }
     trees, counts = read_trees(run.snapshot.path / "train.parquet", tokenizer, **limits)
+    trees = [tree for tree in trees if METHODS[run.method].weight(tree) > 0]
     if not trees:
         raise RunError(
             f"None of the snapshot's {counts.rows} training rows can be used: each needs two "
@@ -181,6 +185,7 @@ def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tre
         )
     path = run.snapshot.path / "heldout.parquet"
     heldout = read_trees(path, tokenizer, **limits)[0] if path.exists() else []
+    heldout = [tree for tree in heldout if tree.weight > 0]
     trees = [part for tree in trees for part in split_tree(tree, LARGEST_TREE)]
     return trees, counts, [part for tree in heldout for part in split_tree(tree, LARGEST_TREE)]
 
@@ -192,6 +197,7 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     resumed = load_checkpoint(run.checkpoints)
     precision = resumed[0].precision if resumed else arguments.precision
     wanted = None if precision == "auto" else DTYPES[precision]
+    torch.manual_seed(run.seed)  # a score head starts at random
     quantised = arguments.tuning.startswith("qlora")
     base = load_base(
         run.base.path,
@@ -223,7 +229,9 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
         adapter=run.parent.digest if run.parent and keeps_parent(run) else "",
         precision=f"{arguments.tuning if quantised else 'whole'}-{progress.precision}",
     )
-    return Session(run, events, stop, method, policy, store, progress, trees, heldout)
+    pairs = zip(trees, [*trees[1:], *trees[:1]], strict=True) if method.baseline else ()
+    strangers = [Tree(tree.prompt, other.responses[:1], ()) for tree, other in pairs]
+    return Session(run, events, stop, method, policy, store, progress, trees, heldout, strangers)
 
 
 def keeps_parent(run: Run) -> bool:
@@ -252,7 +260,7 @@ def choose_precision(policy: Policy, trees: Sequence[Tree], events: EventLog) ->
 
 def fill_references(session: Session) -> None:
     """Compute the reference log-probs that the store lacks; what it has costs nothing."""
-    trees = [*session.train, *session.heldout]
+    trees = [*session.train, *session.heldout, *session.strangers]
     missing = [part for tree in trees if (part := session.store.missing(tree))]
     count = sum(len(tree.responses) for tree in missing)
     total = sum(len(tree.responses) for tree in trees)
@@ -362,7 +370,7 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         try:
-            metrics = one_step(session, [session.train[place] for place in places])
+            metrics = one_step(session, places)
             metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
             check_finite(step + 1, metrics)
         except Cancelled:
@@ -390,16 +398,18 @@ def train_steps(
             saved = now
 
 
-def one_step(session: Session, trees: Sequence[Tree]) -> dict[str, float]:
+def one_step(session: Session, places: Sequence[int]) -> dict[str, float]:
     """Add up the gradient of a batch of trees, pack by pack; return the batch's means."""
     method, arguments = session.method, session.arguments
+    trees = [session.train[place] for place in places]
+    baseline = distance(session, places) if method.baseline else None
     divisor = sum(map(method.weight, trees))
     sums: dict[str, float] = {}
     loss_sum, tokens = 0.0, 0
     for group in group_trees(trees, session.progress.token_budget):
         session.stop.check()
         pack = build_pack(group, session.device)
-        scores = session.score(pack)
+        scores = session.score(pack, baseline)
         loss = method.loss(scores, arguments) / divisor
         loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.item()
@@ -409,6 +419,17 @@ def one_step(session: Session, trees: Sequence[Tree]) -> dict[str, float]:
             for name, value in pair_metrics(scores, rewards).items():
                 sums[name] = sums.get(name, 0.0) + value
     return {"loss": loss_sum, **means(sums), "tokens": tokens}
+
+
+@torch.no_grad()
+def distance(session: Session, places: Sequence[int]) -> Tensor:
+    """Estimate KTO's z0, KL(policy | reference) but at least 0, from answers to other prompts."""
+    ratios = []
+    strangers = [session.strangers[place] for place in places]
+    for group in group_trees(strangers, session.progress.token_budget):
+        session.stop.check()
+        ratios.append(session.score(build_pack(group, session.device)).ratios)
+    return torch.cat(ratios).mean().clamp(min=0)
 
 
 def clip(parameters: dict[str, torch.nn.Parameter], limit: float) -> float:

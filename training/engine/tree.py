@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine.data import Tree
+from training.engine.data import Tree, Votes
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Pack:
     weights: Tensor  # [M]
     margins: Tensor  # [M]
     ties: Tensor  # [M] bool
+    good: Tensor  # [R] weight of the votes for a response
+    bad: Tensor  # [R] weight of the votes against it
 
     @property
     def tokens(self) -> int:
@@ -52,6 +54,7 @@ def build_pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pac
     response_of: list[int] = []
     lengths: list[int] = []
     ends: list[int] = []
+    votes: list[Votes] = []
     pairs: list[tuple[int, int, float, float, bool]] = []
     owners = 0
     for tree in trees:
@@ -73,6 +76,7 @@ def build_pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pac
             lengths.append(length)
             ends.append(start + length - 1)
         owners += 1 + len(tree.responses)
+        votes += tree.votes or [Votes()] * len(tree.responses)
         pairs += [
             (first + pair.chosen, first + pair.rejected, pair.weight, pair.margin, pair.tie)
             for pair in tree.pairs
@@ -101,6 +105,8 @@ def build_pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Pac
         weights=real(weights),
         margins=real(margins),
         ties=torch.tensor(ties, dtype=torch.bool, device=device),
+        good=real([vote.good for vote in votes]),
+        bad=real([vote.bad for vote in votes]),
     )
 
 
