@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-from django.http import FileResponse, Http404
+from asgiref.sync import sync_to_async
+from django.http import FileResponse, Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,7 +20,7 @@ from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback.models import Campaign
 from inference.models import Version
-from training import evaluation, runs, snapshots
+from training import evaluation, formats, runs, snapshots
 from training.models import Evaluation, Run, Snapshot
 
 
@@ -99,6 +102,41 @@ class SnapshotFileView(OneSnapshotView):
         ):
             raise Http404
         return FileResponse((snapshot.folder / name).open("rb"), as_attachment=True, filename=name)
+
+
+class StreamedFile(StreamingHttpResponse):
+    """A file written while it is sent, by WSGI and ASGI alike, with flat memory.
+
+    Django's own response would collect a plain iterator whole before ASGI sends it.
+    """
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = iter(self)
+        while (part := await sync_to_async(partial(next, parts, None))()) is not None:
+            yield part
+
+
+class SnapshotExportView(OneSnapshotView):
+    @extend_schema(
+        parameters=[OpenApiParameter("part", enum=["train", "heldout"], default="train")],
+        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+    )
+    def get(self, request: Request, pk: int, name: str) -> StreamedFile:
+        """Download the training or held-out rows in another tool's format."""
+        snapshot = self.snapshot(pk)
+        part = request.query_params.get("part", "train")
+        path = snapshot.folder / f"{part}.parquet"
+        if name not in formats.FORMATS or part not in ("train", "heldout"):
+            raise Http404
+        if snapshot.state != Snapshot.State.READY or not path.is_file():
+            raise Http404
+        chosen = formats.FORMATS[name]
+        response = StreamedFile(
+            formats.blocks(formats.export(path, name)), content_type=chosen.content_type
+        )
+        filename = chosen.filename(snapshot.pk, part)
+        response["Content-Disposition"] = f'attachment; filename="{filename}"'
+        return response
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):

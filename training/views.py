@@ -19,6 +19,7 @@ from accounts.models import Membership, Role
 from accounts.pages import ordered, page_of, refused
 from inference.models import Version
 from training import charts, evaluation, runs, snapshots
+from training.formats import FORMATS
 from training.forms import METHODS, ArgumentsForm, EvaluationForm, RunForm, SnapshotForm
 from training.models import Evaluation, Run, Snapshot
 
@@ -130,6 +131,7 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "campaigns": snapshot.campaigns.all(),
         "ledger": _ledger(snapshot.manifest),
         "files": snapshot.manifest.get("files", {}),
+        "formats": FORMATS.values() if ready else [],
         "preview": _preview(snapshot) if ready else [],
         "runs": snapshot.runs.select_related("version", "start_version"),
     }
