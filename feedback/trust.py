@@ -1,0 +1,264 @@
+"""Whom to trust how much: a competence model and a sequential test. Pure functions, no Django.
+
+**Competence.** Dawid and Skene's model (1979) with one parameter for each annotator: of every two
+responses one is truly better, and annotator a says so with probability c_a, independently given the
+truth. EM finds c and the truth together. Ties say nothing about which is better and are left out.
+
+**Trust.** Wald's sequential probability ratio test (1945) watches each annotator, one judgement at
+a time. It raises the alarm when the likelihood ratio of "bad" to "acceptable" reaches 1 / alpha:
+under "acceptable" the ratio is a nonnegative martingale that starts at 1, so by Ville's inequality
+it gets there with probability at most alpha, however long we watch and however often we look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from feedback.agreement import Judged, Verdict, kept_order, left_lean, verdicts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Pseudo-judgements of prior belief that an annotator is right three times in four.
+PRIOR_RIGHT, PRIOR_WRONG = 3.0, 1.0
+ITERATIONS = 100
+TOLERANCE = 1e-6
+
+# What counts as acceptable and what as bad: the two hypotheses of each test.
+ACCEPTABLE_COMPETENCE, BAD_COMPETENCE = 0.8, 0.5
+# Of the room between chance (1 / K) and always: people do lean a little.
+ACCEPTABLE_LEAN, BAD_LEAN = 0.1, 0.6
+FALSE_ALARM = 0.04
+MISS = 0.05
+# Above this share of rankings left as they were shown, it is not a lean but no work at all.
+NEVER_REORDERS = 0.9
+
+State = Literal["watched", "trusted", "alarm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Competence:
+    """What EM found: each annotator's chance to be right, and each unit's chance of being 1.
+
+    ``left_out[k]`` is the chance that the k-th verdict is right, judged by the others alone;
+    a half for a tie.
+    """
+
+    right: dict[str, float]
+    truth: dict[Hashable, float]
+    left_out: list[float]
+
+    def weight(self, annotator: str) -> float:
+        """Return 2 c - 1, never below 0: 1 for who is always right, 0 for a coin."""
+        return max(0.0, 2 * self.right.get(annotator, 0.5) - 1)
+
+    def label(self, unit: Hashable) -> int:
+        """Return the aggregated verdict; 0 where the evidence is even."""
+        chance = self.truth.get(unit, 0.5)
+        return 0 if abs(chance - 0.5) < 1e-9 else 1 if chance > 0.5 else -1
+
+
+def competence(found: Sequence[Verdict], *, prior: float | None = 0.5) -> Competence:
+    """Return the maximum a posteriori competences of the one-parameter Dawid–Skene model.
+
+    ``prior`` is the chance that a unit's truth is 1; None estimates it (thumbs, which may be mostly
+    up). Starts from majority vote, which fixes the mirror image.
+    """
+    import numpy as np
+
+    people: dict[str, int] = {}
+    units: dict[Hashable, int] = {}
+    who = np.array([people.setdefault(one.annotator, len(people)) for one in found], dtype=int)
+    what = np.array([units.setdefault(one.unit, len(units)) for one in found], dtype=int)
+    said = np.array([one.value for one in found], dtype=float)
+    if not len(found):
+        return Competence(right={}, truth={}, left_out=[])
+    counted = np.bincount(who, weights=said != 0, minlength=len(people))
+    right = np.full(len(people), PRIOR_RIGHT / (PRIOR_RIGHT + PRIOR_WRONG))
+    base = 0.0 if prior is None else math.log(prior / (1 - prior))
+    for _ in range(ITERATIONS):
+        # E: log odds that a unit's truth is 1 = prior + sum of verdict x log odds of its author.
+        evidence = said * _logit(right)[who]
+        odds = base + np.bincount(what, weights=evidence, minlength=len(units))
+        truth = _expit(odds)
+        # M: the share of verdicts that meet the truth, with the prior's pseudo-judgements.
+        met = np.where(said > 0, truth[what], 1 - truth[what]) * (said != 0)
+        hits = np.bincount(who, weights=met, minlength=len(people))
+        new = (hits + PRIOR_RIGHT) / (counted + PRIOR_RIGHT + PRIOR_WRONG)
+        if prior is None:
+            mean = (truth.sum() + 1) / (len(units) + 2)
+            base = math.log(mean / (1 - mean))
+        moved = float(np.abs(new - right).max())
+        right = new
+        if moved < TOLERANCE:
+            break
+    evidence = said * _logit(right)[who]
+    odds = base + np.bincount(what, weights=evidence, minlength=len(units))
+    others = _expit(said * (odds[what] - evidence))
+    return Competence(
+        right={name: float(right[index]) for name, index in people.items()},
+        truth={unit: float(_expit(odds[index])) for unit, index in units.items()},
+        left_out=[float(chance) for chance in np.where(said == 0, 0.5, others)],
+    )
+
+
+def _logit(chance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    clipped = np.clip(chance, 0.01, 0.99)
+    return np.asarray(np.log(clipped / (1 - clipped)))
+
+
+def _expit(odds: Any) -> Any:
+    import numpy as np
+
+    return 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
+
+
+def majority(found: Iterable[Verdict]) -> dict[Hashable, int]:
+    """Return the sign of each unit's summed verdicts; 0 where votes are even."""
+    votes: dict[Hashable, int] = defaultdict(int)
+    for one in found:
+        votes[one.unit] += one.value
+    return {unit: (total > 0) - (total < 0) for unit, total in votes.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Where a sequential test stands after ``n`` outcomes; ``at`` is when it ended."""
+
+    state: State
+    log_ratio: float
+    n: int
+    at: int | None
+
+
+def sequential(log_ratios: Iterable[float], *, false_alarm: float, miss: float = MISS) -> Trial:
+    """Return the state of Wald's test over the outcomes' log likelihood ratios, in order.
+
+    Alarm at log(1 / false_alarm), which holds the stated rate exactly; trusted at
+    log(miss / (1 - false_alarm)), Wald's lower bound. Trust is no end: the test goes on, for
+    people change, and an alarm stays.
+    """
+    upper, lower = math.log(1 / false_alarm), math.log(miss / (1 - false_alarm))
+    total, n = 0.0, 0
+    state: State = "watched"
+    at: int | None = None
+    for step in log_ratios:
+        total, n = total + step, n + 1
+        if total >= upper:
+            state, at = "alarm", n
+            break
+        if total <= lower and state == "watched":
+            state, at = "trusted", n
+    return Trial(state=state, log_ratio=total, n=n, at=at)
+
+
+def bernoulli_step(hit: bool, *, acceptable: float, bad: float) -> float:
+    """Return the log likelihood ratio of bad to acceptable for one outcome."""
+    return math.log(bad / acceptable) if hit else math.log((1 - bad) / (1 - acceptable))
+
+
+def competence_step(chance: float) -> float:
+    """Return the log likelihood ratio of bad to acceptable for a verdict right with ``chance``.
+
+    The truth is not known but its distribution given the others is:
+    P(verdict | c) = chance c + (1 - chance)(1 - c).
+    """
+
+    def likelihood(c: float) -> float:
+        return chance * c + (1 - chance) * (1 - c)
+
+    return math.log(likelihood(BAD_COMPETENCE) / likelihood(ACCEPTABLE_COMPETENCE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What the tests say of one annotator; ``flags`` are words for people."""
+
+    annotator: str
+    right: float | None
+    weight: float | None
+    competence: Trial
+    left: Trial
+    right_side: Trial
+    flags: tuple[str, ...] = field(default=())
+
+
+def assess(judged: Sequence[Judged], *, false_alarm: float = FALSE_ALARM) -> list[Standing]:
+    """Return every annotator's standing, in order of their names.
+
+    An honest annotator, of acceptable competence and little lean, is flagged with probability at
+    most ``false_alarm``: half of it is spent on competence, a quarter on each side.
+    """
+    found = verdicts(judged)
+    ranked = any(one.ranking is not None for one in judged)
+    model = competence(found, prior=0.5 if ranked else None)
+    steps = _competence_steps(found, model)
+    lefts, rights = _side_steps(judged)
+    kept, leans = kept_order(judged), left_lean(judged)
+    standings = []
+    for name in sorted({one.annotator for one in judged}):
+        trial = sequential(steps[name], false_alarm=false_alarm / 2)
+        left = sequential(lefts[name], false_alarm=false_alarm / 4)
+        right = sequential(rights[name], false_alarm=false_alarm / 4)
+        flags = []
+        if left.state == "alarm":
+            same = kept[name].value >= NEVER_REORDERS
+            flags.append("never reorders" if same else "leans left")
+        if right.state == "alarm":
+            flags.append("leans right")
+        if trial.state == "alarm":
+            flags.append("no better than chance")
+        judged_anything = bool(steps[name]) or name in leans
+        standings.append(
+            Standing(
+                annotator=name,
+                right=model.right.get(name) if judged_anything else None,
+                weight=model.weight(name) if judged_anything else None,
+                competence=trial,
+                left=left,
+                right_side=right,
+                flags=tuple(flags),
+            )
+        )
+    return standings
+
+
+def _competence_steps(found: Sequence[Verdict], model: Competence) -> dict[str, list[float]]:
+    """Return each annotator's log ratios, one for each item, in order.
+
+    An item's pairs hang together; their mean is no more than each pair's own ratio on average
+    (exp is convex), so the false-alarm rate holds where their sum would break it.
+    """
+    items: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for one, chance in zip(found, model.left_out, strict=True):
+        if one.value:
+            items[one.annotator, one.item].append(competence_step(chance))
+    steps: dict[str, list[float]] = defaultdict(list)
+    for (name, _), values in items.items():
+        steps[name].append(math.fsum(values) / len(values))
+    return steps
+
+
+def _side_steps(
+    judged: Iterable[Judged],
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the log ratios of standing leftmost, and of standing rightmost, by annotator."""
+    lefts: dict[str, list[float]] = defaultdict(list)
+    rights: dict[str, list[float]] = defaultdict(list)
+    for one in judged:
+        if one.ranking is None or len(one.ranking[0]) != 1:
+            continue
+        chance = 1 / len(one.shown)
+        acceptable = chance + ACCEPTABLE_LEAN * (1 - chance)
+        bad = chance + BAD_LEAN * (1 - chance)
+        best = one.ranking[0][0]
+        for steps, place in ((lefts, 0), (rights, -1)):
+            step = bernoulli_step(best == one.shown[place], acceptable=acceptable, bad=bad)
+            steps[one.annotator].append(step)
+    return lefts, rights
