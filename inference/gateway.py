@@ -364,4 +364,6 @@ async def _load(http: httpx.AsyncClient, url: str, version: Version) -> None:
         await asyncio.sleep(ATTEMPT_PAUSE_SECONDS)
         return
     if response.status_code != 200:
-        raise Refusal(503, f"{version.name} cannot be loaded: {client.error_sentence(response)}")
+        # The engine's sentence names paths on the server: for the log, not for the caller.
+        log.error("adapter_not_loaded", version=version.pk, error=client.error_sentence(response))
+        raise Refusal(503, f"{version.name} cannot be loaded now. Ask an admin of the project.")

@@ -202,6 +202,11 @@ def _move(
 ) -> AliasMove:
     if version.project_id != project.pk:
         raise ProductError("This version belongs to another project.")
+    if version.method == "reward":
+        raise ProductError(
+            "A reward model scores answers and writes none, so it cannot serve. Promote a version "
+            "of another method."
+        )
     started = time.monotonic()
     load_on_engines(version)
     with transaction.atomic():

@@ -324,7 +324,8 @@ class EventTail:
         changes: dict[str, Any] = {}
         for line in lines:
             try:
-                event = json.loads(line)
+                # NaN and infinity are no JSON: Postgres would refuse the whole batch.
+                event = json.loads(line, parse_constant=lambda _: None)
             except ValueError:
                 continue
             kind = event.pop("type", "")

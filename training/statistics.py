@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-Z_95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Proportion:
-    """An estimate with its 95 % interval; ``n`` is the number of comparisons behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+from feedback.quality import Share, wilson
 
 
-def win_rate(scores_by_prompt: Sequence[Sequence[float]]) -> Proportion:
+def win_rate(scores_by_prompt: Sequence[Sequence[float]]) -> Share:
     """Return the mean score (win 1, tie 1/2, loss 0) with an interval that respects prompts.
 
     Comparisons on one prompt resemble each other, so n is divided by the design effect
@@ -33,8 +21,8 @@ def win_rate(scores_by_prompt: Sequence[Sequence[float]]) -> Proportion:
         raise ValueError("A win rate needs at least one comparison.")
     mean = sum(scores) / n
     effective = n / _design_effect(groups, mean)
-    low, high = _wilson(mean, effective)
-    return Proportion(value=mean, low=low, high=high, n=n)
+    low, high = wilson(mean, effective)
+    return Share(value=mean, low=low, high=high, n=n)
 
 
 def _design_effect(groups: Sequence[Sequence[float]], mean: float) -> float:
@@ -54,10 +42,3 @@ def _design_effect(groups: Sequence[Sequence[float]], mean: float) -> float:
         return size
     correlation = max(0.0, (between - within) / spread)
     return 1 + (size - 1) * correlation
-
-
-def _wilson(p: float, n: float) -> tuple[float, float]:
-    z2 = Z_95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -113,7 +113,7 @@ class MemberForm(forms.Form):
         if user is None:
             raise forms.ValidationError(
                 "Nobody here has this name. Check the spelling; accounts are made on the server "
-                "with manage.py createsuperuser or by your site's admin."
+                "with manage.py add_member or by your site's admin."
             )
         return user
 
