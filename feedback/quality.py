@@ -58,7 +58,7 @@ def share(hits: int, n: int) -> Share | None:
 
 
 def wilson(p: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval for a share ``p`` of ``n`` cases; n may be an effective size."""
+    """Return Wilson's 95 % interval for a share of ``n`` cases; n may be an effective size."""
     z2 = Z_95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
