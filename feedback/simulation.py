@@ -1,6 +1,8 @@
-"""Simulated annotators: they judge over HTTP as people do, by a hidden preference and with noise.
+"""Simulated annotators: they judge as people do, by a hidden preference, with noise and vices.
 
-No Django in here: a simulated annotator knows the product only from outside.
+Over HTTP (``Annotator``), or many at once without a server (``judge_all``) to try statistics on;
+both answer by the same function. No Django in here: a simulated annotator knows the product only
+from outside.
 """
 
 from __future__ import annotations
@@ -11,15 +13,47 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 import httpx
+
+from feedback.agreement import Judged
 
 Preference = Callable[[str, str], float]
 
 # Standardised scores closer than this look equal to an annotator.
 TIE_WITHIN = 0.05
 RETRY_SECONDS = 90.0
+NOISE = 0.3
+# A noisy annotator ranks two responses rightly five times in six; four, pair by pair, in three of
+# four.
+NOISY = 1.2
+# How often a left-biased annotator takes the leftmost response for the best without looking.
+LEFT_PULL = 0.7
+
+
+class Profile(StrEnum):
+    """How a simulated annotator goes about it."""
+
+    HONEST = "honest"
+    NOISY = "noisy"
+    LEFT_BIASED = "left-biased"
+    LAZY = "lazy"
+    COLLUDING = "colluding"
+    SPAMMING = "spamming"
+
+
+# Median seconds for a judgement; single ones scatter by half of it either way.
+SECONDS = {
+    Profile.HONEST: 20.0,
+    Profile.NOISY: 14.0,
+    Profile.LEFT_BIASED: 10.0,
+    Profile.LAZY: 4.0,
+    Profile.COLLUDING: 9.0,
+    Profile.SPAMMING: 1.5,
+}
 
 
 @dataclass
@@ -27,29 +61,33 @@ class Annotator:
     """One simulated person.
 
     ``noise`` is the scale of the Gumbel noise on standardised scores (Luce's choice model); 0 is
-    somebody who never errs. ``acknowledged`` collects the client ids that the server confirmed.
+    somebody who never errs. ``most`` is how many they judge at most. ``acknowledged`` collects the
+    client ids that the server confirmed.
     """
 
     name: str
     http: httpx.Client
     campaign: int
     preference: Preference
-    noise: float = 0.3
+    noise: float = NOISE
     seed: int = 0
+    profile: Profile = Profile.HONEST
+    most: int | None = None
     acknowledged: list[str] = field(default_factory=list)
     task_milliseconds: list[float] = field(default_factory=list)
 
     def work(self, on_judged: Callable[[], None] = lambda: None) -> int:
-        """Judge until nothing is left for this annotator; return how many were judged."""
+        """Judge until nothing is left, or ``most`` are done; return how many were judged."""
         chooser = random.Random(f"{self.seed}:{self.name}")
         task = self._post(f"/api/campaigns/{self.campaign}/next")
         while task is not None:
+            last = self.most is not None and len(self.acknowledged) + 1 >= self.most
             body = {
                 "slot": task["slot"],
                 "token": task["token"],
                 "client_id": task["client_id"],
                 **self.answer(task, chooser),
-                "next": True,
+                "next": not last,
             }
             started = time.monotonic()
             stored = self._post("/api/judgements/", body)
@@ -62,13 +100,15 @@ class Annotator:
 
     def answer(self, task: dict[str, Any], chooser: random.Random) -> dict[str, Any]:
         """Return the judgement of a task in the fields of the API."""
-        prompt = task["messages"][-1]["content"]
-        ids = [response["id"] for response in task["responses"]]
-        scores = [self.preference(prompt, response["text"]) for response in task["responses"]]
-        if task["kind"] == "thumbs":
-            return {"thumb": 1 if scores[0] + self.noise * _gumbel(chooser) > 0 else -1}
-        felt = [score + self.noise * _gumbel(chooser) for score in _standardised(scores)]
-        return {"ranking": _rank(ids, felt)}
+        return answer(
+            kind=task["kind"],
+            prompt=task["messages"][-1]["content"],
+            shown=[(response["id"], response["text"]) for response in task["responses"]],
+            preference=self.preference,
+            profile=self.profile,
+            noise=self.noise,
+            chooser=chooser,
+        )
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Post until the server answers; safe, as a task or a client id is the same each time."""
@@ -92,6 +132,129 @@ class Annotator:
         return found
 
 
+def answer(
+    *,
+    kind: str,
+    prompt: str,
+    shown: Sequence[tuple[int, str]],
+    preference: Preference,
+    profile: Profile,
+    noise: float = NOISE,
+    chooser: random.Random,
+) -> dict[str, Any]:
+    """Return what somebody of this profile says of the responses (id, text) from left to right."""
+    ids = [response_id for response_id, _ in shown]
+    seconds = round(SECONDS[profile] * 2 ** chooser.uniform(-1, 1), 1)
+    if profile is Profile.COLLUDING:
+        # A shared secret decides: whoever is in it gives the same answer, whatever the texts say.
+        scores = [_secret(prompt, text) for _, text in shown]
+        noise = 0.0
+    else:
+        scores = [preference(prompt, text) for _, text in shown]
+    if profile is Profile.NOISY:
+        noise = max(noise, NOISY)
+    if kind == "thumbs":
+        if profile is Profile.LAZY:
+            return {"thumb": 1, "seconds": seconds}
+        if profile is Profile.SPAMMING:
+            return {"thumb": chooser.choice((1, -1)), "seconds": seconds}
+        return {"thumb": 1 if scores[0] + noise * _gumbel(chooser) > 0 else -1, "seconds": seconds}
+    if profile is Profile.LAZY:
+        return {"ranking": [[one] for one in ids], "seconds": seconds}
+    if profile is Profile.SPAMMING:
+        return {"ranking": [[one] for one in chooser.sample(ids, len(ids))], "seconds": seconds}
+    ranking = _rank(ids, _felt(_standardised(scores), noise, chooser))
+    if profile is Profile.LEFT_BIASED and chooser.random() < LEFT_PULL:
+        others = [[one for one in group if one != ids[0]] for group in ranking]
+        ranking = [[ids[0]], *(group for group in others if group)]
+    return {"ranking": ranking, "seconds": seconds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """An item of the crowd without a server: a prompt and its responses as (id, text)."""
+
+    prompt: str
+    responses: tuple[tuple[int, str], ...]
+
+
+def questions(
+    count: int, *, responses: int, seed: int
+) -> tuple[list[Question], Preference, dict[int, float]]:
+    """Return items whose texts are their true worth, who prefers by it, and the worth by id."""
+    chooser = random.Random(f"{seed}:questions")
+    worth = {number: chooser.gauss(0, 1) for number in range(count * responses)}
+    items = [
+        Question(
+            prompt=f"question {index}",
+            responses=tuple(
+                (number, repr(worth[number]))
+                for number in range(index * responses, (index + 1) * responses)
+            ),
+        )
+        for index in range(count)
+    ]
+    return items, lambda _, text: float(text), worth
+
+
+def judge_all(
+    items: Sequence[Question],
+    *,
+    crowd: Sequence[Profile],
+    preference: Preference,
+    overlap: int = 3,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> list[Judged]:
+    """Return every item judged by ``overlap`` different people of the crowd, in order; no server.
+
+    People are named ``<number> <profile>`` and get equally many items, to within one. Orders are
+    random and balanced within the item, as the product deals them.
+    """
+    names = [f"{number} {profile}" for number, profile in enumerate(crowd)]
+    choosers = [random.Random(f"{seed}:{name}") for name in names]
+    dealer = random.Random(f"{seed}:dealer")
+    given = [0] * len(crowd)
+    judged = []
+    for item, question in enumerate(items):
+        order = list(question.responses)
+        kind = "thumbs" if len(order) == 1 else "ranking"
+        free = sorted(range(len(crowd)), key=lambda who: (given[who], dealer.random()))
+        for index, who in enumerate(free[:overlap]):
+            if index % 2 == 0:
+                dealer.shuffle(order)
+            else:
+                order.reverse()
+            given[who] += 1
+            said = answer(
+                kind=kind,
+                prompt=question.prompt,
+                shown=order,
+                preference=preference,
+                profile=crowd[who],
+                noise=noise,
+                chooser=choosers[who],
+            )
+            ranking = said.get("ranking")
+            judged.append(
+                Judged(
+                    item,
+                    names[who],
+                    tuple(response_id for response_id, _ in order),
+                    ranking=ranking and tuple(tuple(group) for group in ranking),
+                    thumb=said.get("thumb"),
+                    seconds=said["seconds"],
+                )
+            )
+    return judged
+
+
+def _secret(prompt: str, text: str) -> float:
+    """Return a number that says nothing about the text, the same for everybody in the secret."""
+    digest = sha256(f"{prompt}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**63 - 1
+
+
 def _gumbel(chooser: random.Random) -> float:
     return -math.log(-math.log(chooser.random() or 1e-12))
 
@@ -100,6 +263,15 @@ def _standardised(scores: Sequence[float]) -> list[float]:
     spread = statistics.pstdev(scores) or 1.0
     mean = statistics.fmean(scores)
     return [(score - mean) / spread for score in scores]
+
+
+def _felt(scores: Sequence[float], noise: float, chooser: random.Random) -> list[float]:
+    """Add noise to each score; what is worth the same feels the same."""
+    felt: dict[float, float] = {}
+    for score in scores:
+        if score not in felt:
+            felt[score] = score + noise * _gumbel(chooser)
+    return [felt[score] for score in scores]
 
 
 def _rank(ids: Sequence[int], felt: Sequence[float]) -> list[list[int]]:

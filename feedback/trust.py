@@ -13,6 +13,7 @@ it gets there with probability at most alpha, however long we watch and however 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ PRIOR_RIGHT, PRIOR_WRONG = 3.0, 1.0
 ITERATIONS = 100
 TOLERANCE = 1e-6
 
-# What counts as acceptable and what as bad: the two hypotheses of each test.
+# What counts as acceptable and what as bad: the two hypotheses of each test. Where the typical
+# annotator does worse than acceptable, the task is hard, and the typical is acceptable there.
 ACCEPTABLE_COMPETENCE, BAD_COMPETENCE = 0.8, 0.5
+LEAST_ACCEPTABLE = 0.6
 # Of the room between chance (1 / K) and always: people do lean a little.
 ACCEPTABLE_LEAN, BAD_LEAN = 0.1, 0.6
 FALSE_ALARM = 0.04
@@ -163,7 +166,7 @@ def bernoulli_step(hit: bool, *, acceptable: float, bad: float) -> float:
     return math.log(bad / acceptable) if hit else math.log((1 - bad) / (1 - acceptable))
 
 
-def competence_step(chance: float) -> float:
+def competence_step(chance: float, *, acceptable: float = ACCEPTABLE_COMPETENCE) -> float:
     """Return the log likelihood ratio of bad to acceptable for a verdict right with ``chance``.
 
     The truth is not known but its distribution given the others is:
@@ -173,7 +176,7 @@ def competence_step(chance: float) -> float:
     def likelihood(c: float) -> float:
         return chance * c + (1 - chance) * (1 - c)
 
-    return math.log(likelihood(BAD_COMPETENCE) / likelihood(ACCEPTABLE_COMPETENCE))
+    return math.log(likelihood(BAD_COMPETENCE) / likelihood(acceptable))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +238,13 @@ def _competence_steps(found: Sequence[Verdict], model: Competence) -> dict[str, 
     An item's pairs hang together; their mean is no more than each pair's own ratio on average
     (exp is convex), so the false-alarm rate holds where their sum would break it.
     """
+    typical = statistics.median(model.right.values()) if model.right else 1.0
+    acceptable = min(ACCEPTABLE_COMPETENCE, max(LEAST_ACCEPTABLE, typical))
     items: dict[tuple[str, int], list[float]] = defaultdict(list)
     for one, chance in zip(found, model.left_out, strict=True):
         if one.value:
-            items[one.annotator, one.item].append(competence_step(chance))
+            step = competence_step(chance, acceptable=acceptable)
+            items[one.annotator, one.item].append(step)
     steps: dict[str, list[float]] = defaultdict(list)
     for (name, _), values in items.items():
         steps[name].append(math.fsum(values) / len(values))
