@@ -1,0 +1,809 @@
+"""Formats in: a file of others' comparisons, answers or prompts becomes ours, all of it or nothing.
+
+A comparison becomes an item with two responses, a filled slot and a judgement by the project's
+import user, so that snapshots take it like any other. A prompt that is compared K times has K
+import users: one annotator judges an item once.
+
+What a row says, not where it stands, makes its judgement's id: the same file again adds nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from django.db import IntegrityError, connection, models, transaction
+from django.utils import timezone
+
+from accounts.errors import Conflict, ProductError, TooLarge
+from accounts.models import Project, User
+from accounts.services import audit
+from feedback.models import Campaign, Item, Judgement, Response, Slot, text_digest
+from feedback.services import ROLES, check_messages
+
+Message = dict[str, str]
+
+FEWEST_ROWS = 10
+MOST_PER_PROMPT = 50
+MOST_BYTES = 1 << 30
+FINDINGS_KEPT = 100
+SAMPLE_ROWS = 5
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_NAMESPACE = uuid.UUID("4f1de1a5-6f0e-4f0e-9a3c-6b3f6c8f2a10")
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
+_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+}
+
+
+class Layout(StrEnum):
+    """What the rows of a file are."""
+
+    COMPARISONS = "comparisons"
+    LABELS = "labels"
+    ANSWERS = "answers"
+    PROMPTS = "prompts"
+
+
+WHAT_BECOMES = {
+    Layout.COMPARISONS: "Each row prefers one answer to another: it becomes a judged comparison.",
+    Layout.LABELS: "Each row calls one answer good or bad: it becomes a thumb up or down.",
+    Layout.ANSWERS: "Each row holds an answer to imitate: it becomes a thumb up.",
+    Layout.PROMPTS: "Each row is a prompt, to be answered and judged here.",
+}
+# What a row may be made of, and the names under which it is known, the surest first.
+PARTS = {
+    "prompt": ("prompt", "instruction", "question", "query", "messages", "text"),
+    "chosen": ("chosen", "preferred_output", "text"),
+    "rejected": ("rejected", "rejected_text", "non_preferred_output"),
+    "answer": ("completion", "output", "response", "answer"),
+    "label": ("label",),
+    "context": ("input",),
+    "strength": ("strength", "margin"),
+}
+ORIGINS = ("judgement_id", "prompt_id", "weight", "tools", "parallel_tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read; ``line`` is the line in the file, or the row's number."""
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row as it is understood; the texts are best first, one of them where there is no pair."""
+
+    line: int
+    prompt: list[Message]
+    texts: tuple[str, ...] = ()
+    thumb: int | None = None
+    strength: int | None = None
+    # Digests of the prompt, and of all that the row says.
+    prompt_digest: str = field(init=False, default="")
+    said: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_digest", text_digest(self.prompt))
+        said = text_digest([self.prompt_digest, list(self.texts), self.thumb])
+        object.__setattr__(self, "said", said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is wrong with one row."""
+
+    line: int
+    message: str
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a file holds and what becomes of it: rows = entries + left out + errors."""
+
+    layout: Layout
+    mapping: dict[str, str]
+    unused: list[str]
+    rows: int = 0
+    added: int = 0
+    known: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    left_out_lines: list[Finding] = field(default_factory=list)
+    error_count: int = 0
+    errors: list[Finding] = field(default_factory=list)
+    sample: list[Entry] = field(default_factory=list)
+
+    def error(self, line: int, message: str) -> None:
+        self.error_count += 1
+        if len(self.errors) < FINDINGS_KEPT:
+            self.errors.append(Finding(line=line, message=message))
+
+    def leave_out(self, line: int, reason: str) -> None:
+        self.left_out[reason] += 1
+        if len(self.left_out_lines) < FINDINGS_KEPT:
+            self.left_out_lines.append(Finding(line=line, message=reason))
+
+    @property
+    def becomes(self) -> str:
+        return WHAT_BECOMES[self.layout]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "layout": str(self.layout),
+            "mapping": self.mapping,
+            "unused_columns": self.unused,
+            "rows": self.rows,
+            "added": self.added,
+            "known": self.known,
+            "left_out": dict(self.left_out),
+            "left_out_lines": [vars(one) for one in self.left_out_lines],
+            "error_count": self.error_count,
+            "errors": [vars(one) for one in self.errors],
+        }
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """A file understood: what would be added, and the report on it."""
+
+    report: Report
+    entries: list[Entry]
+
+
+class _BadRow(Exception):
+    """A row that cannot be read; refuses the file unless such rows are to be left out."""
+
+
+class _LeftOut(Exception):
+    """A sound row that gives nothing to learn from."""
+
+
+# Reading
+
+
+def read_rows(file: IO[bytes], filename: str) -> Iterator[Row | Finding]:
+    """Yield the rows of a file in the format that its name tells, and what could not be read."""
+    name = filename.lower()
+    if name.endswith(".gz"):
+        name = name.removesuffix(".gz")
+        file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+    readers = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json,
+        ".csv": _table,
+        ".tsv": _tabbed,
+        ".parquet": _parquet,
+    }
+    for extension, reader in readers.items():
+        if name.endswith(extension):
+            return _readable(reader, file)
+    raise ProductError(
+        f"“{filename}” is none of {', '.join(EXTENSIONS)}, with or without .gz. "
+        "Rename or convert it."
+    )
+
+
+def _readable(reader: Any, file: IO[bytes]) -> Iterator[Row | Finding]:
+    try:
+        yield from reader(file)
+    except UnicodeDecodeError:
+        raise ProductError("The file is not UTF-8 text. Save it as UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise ProductError("The file ends early or is not what its name says.") from None
+    except pa.ArrowException as error:
+        raise ProductError(f"The Parquet file cannot be read: {error}.") from None
+    except csv.Error as error:
+        raise ProductError(f"The table cannot be read: {error}.") from None
+
+
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    size = 0
+    for number, line in enumerate(file):
+        size += len(line)
+        if size > MOST_BYTES:
+            raise TooLarge("The file holds more than 1 GB of text. Split it.")
+        yield (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).decode()
+
+
+def _json_lines(file: IO[bytes]) -> Iterator[Row | Finding]:
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Finding(line=number, message=f"This is not JSON: {error}.")
+            continue
+        yield _object(number, values)
+
+
+def _object(number: int, values: Any) -> Row | Finding:
+    if isinstance(values, str):
+        values = {"prompt": values}
+    if not isinstance(values, dict):
+        return Finding(line=number, message="This is not a JSON object.")
+    return Row(number, values)
+
+
+def _json(file: IO[bytes]) -> Iterator[Row | Finding]:
+    try:
+        values = json.loads("".join(_lines(file)))
+    except (ValueError, RecursionError) as error:
+        raise ProductError(f"The file is not JSON: {error}. Is it JSON Lines (.jsonl)?") from None
+    if isinstance(values, dict):
+        lists = [value for value in values.values() if isinstance(value, list)]
+        values = lists[0] if len(lists) == 1 else values
+    if not isinstance(values, list):
+        raise ProductError("The file is not a list of rows.")
+    for number, value in enumerate(values, start=1):
+        yield _object(number, value)
+
+
+def _table(file: IO[bytes], delimiter: str = ",") -> Iterator[Row | Finding]:
+    csv.field_size_limit(10_000_000)
+    reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    if len(set(header)) != len(header):
+        raise ProductError("Two columns of the table have the same name. Rename one.")
+    while True:
+        line = reader.line_num + 1
+        cells = next(reader, None)
+        if cells is None:
+            return
+        if len(cells) == len(header):
+            yield Row(line, dict(zip(header, cells, strict=True)))
+        elif cells:
+            message = f"This row has {len(cells)} cells; the first line names {len(header)}."
+            yield Finding(line=line, message=message)
+
+
+def _tabbed(file: IO[bytes]) -> Iterator[Row | Finding]:
+    return _table(file, delimiter="\t")
+
+
+def _parquet(file: IO[bytes]) -> Iterator[Row | Finding]:
+    source = io.BytesIO(file.read(MOST_BYTES)) if isinstance(file, gzip.GzipFile) else file
+    number = 0
+    with pq.ParquetFile(source) as table:
+        for batch in table.iter_batches(batch_size=1000):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(number, values)
+
+
+# Understanding
+
+
+def detect(columns: Iterable[str], chosen: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return which column is which part of a row; ``chosen`` settles what a person decided."""
+    names = list(dict.fromkeys(columns))
+    if chosen:
+        wrong = [name for name in chosen.values() if name not in names]
+        if wrong or any(part not in PARTS for part in chosen):
+            raise ProductError(
+                f"The mapping names what is not there: {', '.join(wrong) or ', '.join(chosen)}. "
+                f"Parts are {', '.join(PARTS)}; columns are {', '.join(names)}."
+            )
+        return dict(chosen)
+    found: dict[str, str] = {}
+    for part, known in PARTS.items():
+        name = next((one for one in known if one in names), None)
+        if name is not None:
+            found[part] = name
+    if "rejected" in found:
+        for part in ("answer", "label"):
+            found.pop(part, None)
+        if found.get("prompt") == found.get("chosen"):
+            del found["prompt"]  # text / rejected_text: the prompt is the common beginning
+        if found["rejected"] == "non_preferred_output":
+            found = {"prompt": "input", "chosen": "preferred_output", "rejected": found["rejected"]}
+        found.pop("context", None)
+    else:
+        found.pop("chosen", None)
+        found.pop("strength", None)
+        if found.get("prompt") != "instruction":
+            found.pop("context", None)
+        if "answer" not in found:
+            found.pop("label", None)  # a class of the text, not a verdict on an answer
+    return found
+
+
+def layout_of(mapping: Mapping[str, str], first: Mapping[str, Any]) -> Layout:
+    """Return what the rows are, judged by their parts and the first row."""
+    if "chosen" in mapping and "rejected" in mapping:
+        return Layout.COMPARISONS
+    if "answer" in mapping and "prompt" in mapping:
+        return Layout.LABELS if "label" in mapping else Layout.ANSWERS
+    if "prompt" not in mapping:
+        raise ProductError(
+            "No column is a prompt or a pair of answers. Say which is which; known names are "
+            + "; ".join(f"{part}: {', '.join(names)}" for part, names in PARTS.items())
+            + "."
+        )
+    turns = conversation(first.get(mapping["prompt"]))
+    ends = isinstance(turns, list) and turns and turns[-1]["role"] == "assistant"
+    return Layout.ANSWERS if ends else Layout.PROMPTS
+
+
+def conversation(value: Any) -> list[Message] | str | None:
+    """Return the messages that a value holds, its text where it is no conversation, or None.
+
+    Understood are lists of {role, content} or {from, value}, the same as JSON text, and dialogues
+    as in HH: ``\\n\\nHuman: …\\n\\nAssistant: …``.
+    """
+    if isinstance(value, dict):
+        value = value.get("messages")
+    if isinstance(value, str):
+        if value.startswith("[{"):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return str(value)
+        else:
+            return _dialogue(value)
+    if not isinstance(value, list):
+        return None
+    messages = []
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict):
+            raise _BadRow(f"Message {number} is not an object.")
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        role = _ALIASES.get(role, role) if isinstance(role, str) else role
+        if role not in ROLES or not isinstance(content, str):
+            raise _BadRow(f"Message {number} needs a role of {', '.join(ROLES)} and a text.")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _dialogue(text: str) -> list[Message] | str:
+    parts = _TURN.split(text.lstrip("\n").join(("\n\n", "")) if text[:1] == "\n" else text)
+    if len(parts) < 3 or parts[0].strip():
+        return text
+    roles = {"Human": "user", "Assistant": "assistant", "System": "system"}
+    return [
+        {"role": roles[speaker], "content": content}
+        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+class _Reader:
+    """Turns rows into entries by a mapping."""
+
+    def __init__(self, layout: Layout, mapping: Mapping[str, str]) -> None:
+        self.layout = layout
+        self.mapping = mapping
+
+    def entry(self, row: Row) -> Entry:
+        value = {part: row.values.get(name) for part, name in self.mapping.items()}
+        if self.layout == Layout.COMPARISONS:
+            prompt, chosen, rejected = self._pair(value)
+            if not chosen.strip() or not rejected.strip():
+                raise _LeftOut("an answer is empty")
+            if chosen == rejected:
+                raise _LeftOut("both answers are the same")
+            return Entry(
+                row.line, prompt, (chosen, rejected), strength=_strength(value.get("strength"))
+            )
+        if self.layout == Layout.PROMPTS:
+            return Entry(row.line, self._prompt(value))
+        prompt, answer = self._answered(value)
+        if not answer.strip():
+            raise _LeftOut("an answer is empty")
+        thumb = _thumb(value["label"]) if self.layout == Layout.LABELS else 1
+        return Entry(row.line, prompt, (answer,), thumb=thumb)
+
+    def _prompt(self, value: dict[str, Any]) -> list[Message]:
+        prompt = conversation(value.get("prompt"))
+        if prompt is None:
+            raise _BadRow(f"“{self.mapping['prompt']}” is missing or neither text nor messages.")
+        if isinstance(prompt, str):
+            context = value.get("context")
+            prompt = f"{prompt}\n\n{context}" if isinstance(context, str) and context else prompt
+            return check_prompt([{"role": "user", "content": prompt}])
+        while prompt and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
+            prompt = prompt[:-1]  # the HH style leaves an open “Assistant:” at the end
+        return check_prompt(prompt)
+
+    def _answered(self, value: dict[str, Any]) -> tuple[list[Message], str]:
+        if "answer" not in self.mapping:
+            turns = conversation(value.get("prompt"))
+            if not isinstance(turns, list) or not turns or turns[-1]["role"] != "assistant":
+                raise _BadRow("The conversation does not end with an answer.")
+            return check_prompt(turns[:-1]), check_text(turns[-1]["content"])
+        prompt = self._prompt(value)
+        return prompt, self._rest(prompt, value.get("answer"), "answer")
+
+    def _pair(self, value: dict[str, Any]) -> tuple[list[Message], str, str]:
+        if "prompt" in self.mapping and value["prompt"] not in (None, "", []):
+            prompt = self._prompt(value)
+            return (
+                prompt,
+                self._rest(prompt, value["chosen"], "chosen"),
+                self._rest(prompt, value["rejected"], "rejected"),
+            )
+        sides = [conversation(value[side]) for side in ("chosen", "rejected")]
+        for side, turns in zip(("chosen", "rejected"), sides, strict=True):
+            if not isinstance(turns, list):
+                raise _BadRow(
+                    f"“{self.mapping[side]}” is no conversation, and the row has no prompt."
+                )
+        chosen, rejected = sides
+        assert isinstance(chosen, list)
+        assert isinstance(rejected, list)
+        if chosen == rejected:
+            raise _LeftOut("both answers are the same")
+        same = 0
+        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+            same += 1
+        # One may be the beginning of the other: the prompt ends with the user all the same.
+        while (
+            same
+            and chosen[same - 1]["role"] == "assistant"
+            and same == min(len(chosen), len(rejected))
+        ):
+            same -= 1
+        return (
+            check_prompt(chosen[:same]),
+            _last_answer(chosen[same:]),
+            _last_answer(rejected[same:]),
+        )
+
+    def _rest(self, prompt: list[Message], answer: Any, part: str) -> str:
+        """Return what an answer adds to the prompt, which it may repeat at its beginning."""
+        turns = conversation(answer)
+        if turns is None:
+            raise _BadRow(f"“{self.mapping[part]}” is missing or neither text nor messages.")
+        if isinstance(turns, str):
+            return check_text(turns.removeprefix(" ") if len(prompt) > 1 else turns)
+        if turns[: len(prompt)] == prompt:
+            turns = turns[len(prompt) :]
+        return _last_answer(turns)
+
+
+def _last_answer(turns: list[Message]) -> str:
+    """Return the answer that is left after the prompt; several turns of the model are one."""
+    if not turns:
+        return ""
+    if any(turn["role"] != "assistant" for turn in turns):
+        raise _LeftOut("the conversations differ before the last answer")
+    return check_text("\n\n".join(turn["content"] for turn in turns))
+
+
+def check_prompt(messages: list[Message]) -> list[Message]:
+    """Return the messages if they can be asked, else raise _BadRow."""
+    try:
+        clean = check_messages(messages)
+    except ProductError as error:
+        raise _BadRow(error.message) from None
+    for message in clean:
+        check_text(message["content"])
+    return clean
+
+
+def check_text(text: str) -> str:
+    """Return a text that PostgreSQL can keep, else raise _BadRow."""
+    if "\x00" in text:
+        raise _BadRow("A text has a NUL character. Remove it.")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _BadRow("A text has half of a character (a lone surrogate).") from None
+    return text
+
+
+def _thumb(label: Any) -> int:
+    said = str(label).strip().lower()
+    if said in ("true", "1", "1.0", "good", "desirable", "up"):
+        return 1
+    if said in ("false", "0", "0.0", "-1", "bad", "undesirable", "down"):
+        return -1
+    raise _BadRow("“label” is neither true nor false.")
+
+
+def _strength(value: Any) -> int | None:
+    """Return a strength of 1 to 3; what is on another scale says nothing here."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number in (1.0, 2.0, 3.0) else None
+
+
+def understand(file: IO[bytes], filename: str, mapping: Mapping[str, str] | None = None) -> Plan:
+    """Read a file and say what would become of each row; touches no database."""
+    rows = list(read_rows(file, filename))
+    sound = [row for row in rows if isinstance(row, Row)]
+    if not sound:
+        first = next((row for row in rows if isinstance(row, Finding)), None)
+        raise ProductError(
+            f"Line {first.line}: {first.message}" if first else "The file has no rows."
+        )
+    columns = list(dict.fromkeys(name for row in sound[:100] for name in row.values))
+    parts = detect(columns, mapping)
+    layout = layout_of(parts, sound[0].values)
+    used = {*parts.values(), *ORIGINS}
+    report = Report(
+        layout=layout, mapping=parts, unused=[name for name in columns if name not in used]
+    )
+    reader = _Reader(layout, parts)
+    entries: list[Entry] = []
+    seen: set[str] = set()
+    per_prompt: Counter[str] = Counter()
+    for row in rows:
+        report.rows += 1
+        if isinstance(row, Finding):
+            report.error(row.line, row.message)
+            continue
+        try:
+            entry = reader.entry(row)
+            if entry.said in seen:
+                raise _LeftOut("the same row stands further up")
+            prompt = entry.prompt_digest
+            if entry.texts and per_prompt[prompt] == MOST_PER_PROMPT:
+                raise _LeftOut(f"its prompt has {MOST_PER_PROMPT} rows already")
+        except _BadRow as error:
+            report.error(row.line, str(error))
+            continue
+        except _LeftOut as reason:
+            report.leave_out(row.line, str(reason))
+            continue
+        seen.add(entry.said)
+        per_prompt[prompt] += 1
+        entries.append(entry)
+    report.sample = entries[:SAMPLE_ROWS]
+    return Plan(report=report, entries=entries)
+
+
+def preview(
+    *, project: Project, file: IO[bytes], filename: str, mapping: Mapping[str, str] | None = None
+) -> Plan:
+    """Return what an import would add, knowing what the project has already."""
+    plan = understand(file, filename, mapping)
+    plan.report.known = len(plan.entries) - len(_unknown(project, plan))
+    return plan
+
+
+# Storing
+
+
+@transaction.atomic
+def import_file(
+    *,
+    project: Project,
+    by: User | None,
+    file: IO[bytes],
+    filename: str,
+    name: str = "",
+    mapping: Mapping[str, str] | None = None,
+    skip_errors: bool = False,
+) -> tuple[Report, Campaign | None]:
+    """Add what a file holds and return the report; the campaign is None where nothing was judged.
+
+    Rows in error refuse the whole file, unless they are to be left out. One transaction.
+    """
+    plan = understand(file, filename, mapping)
+    report = plan.report
+    if report.errors and not skip_errors:
+        first = report.errors[0]
+        raise ProductError(
+            f"Line {first.line}: {first.message} {report.error_count:,} of {report.rows:,} rows "
+            "have errors and nothing was added. Correct them, or have them left out.",
+            **report.as_dict(),
+        )
+    if report.layout != Layout.PROMPTS and len(plan.entries) < FEWEST_ROWS:
+        raise ProductError(
+            f"The file has {len(plan.entries)} rows that can be used; {FEWEST_ROWS} are the fewest "
+            "that say anything. Add more.",
+            **report.as_dict(),
+        )
+    new = _unknown(project, plan)
+    report.known = len(plan.entries) - len(new)
+    report.added = len(new)
+    campaign = None
+    try:
+        with transaction.atomic():
+            if new and report.layout == Layout.PROMPTS:
+                _prompt_ids(project, new)
+            elif new:
+                campaign = _store(project, by, name or filename, report.layout, new)
+    except IntegrityError:
+        raise Conflict(
+            "Somebody imports the same rows right now. Look again in a minute."
+        ) from None
+    audit(
+        project=project,
+        by=by,
+        action="import",
+        target=filename,
+        layout=str(report.layout),
+        rows=report.rows,
+        added=report.added,
+        known=report.known,
+        left_out=sum(report.left_out.values()),
+        errors=report.error_count,
+    )
+    return report, campaign
+
+
+def _client_id(project: Project, entry: Entry) -> uuid.UUID:
+    return uuid.uuid5(_NAMESPACE, f"{project.pk}:{entry.said}")
+
+
+def _unknown(project: Project, plan: Plan) -> list[tuple[uuid.UUID, Entry]]:
+    """Return the entries that the project has not yet, with the ids of their judgements."""
+    if plan.report.layout == Layout.PROMPTS:
+        digests = {entry.prompt_digest: entry for entry in plan.entries}
+        there = _there(
+            "SELECT digest FROM feedback_prompt WHERE digest = ANY(%s) AND project_id = %s",
+            [list(digests), project.pk],
+        )
+        return [(uuid.uuid4(), entry) for digest, entry in digests.items() if digest not in there]
+    ids = [(_client_id(project, entry), entry) for entry in plan.entries]
+    there = _there(
+        "SELECT client_id FROM feedback_judgement WHERE client_id = ANY(%s)",
+        [[one for one, _ in ids]],
+    )
+    return [(one, entry) for one, entry in ids if one not in there]
+
+
+def _there(query: str, values: Sequence[Any]) -> set[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return {row[0] for row in cursor.fetchall()}
+
+
+def _prompt_ids(project: Project, entries: list[tuple[uuid.UUID, Entry]]) -> dict[str, int]:
+    """Return the ids of the entries' prompts by digest, storing those that are new."""
+    prompts = {entry.prompt_digest: entry.prompt for _, entry in entries}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TEMPORARY TABLE incoming (digest varchar(64), messages jsonb) ON COMMIT DROP"
+        )
+        with cursor.copy("COPY incoming FROM STDIN") as copy:
+            for digest, messages in prompts.items():
+                copy.write_row((digest, json.dumps(messages, ensure_ascii=False)))
+        cursor.execute(
+            "INSERT INTO feedback_prompt (project_id, messages, digest, tags, created_at)"
+            " SELECT %s, messages, digest, '{import}', now() FROM incoming"
+            " ON CONFLICT (project_id, digest) DO NOTHING",
+            [project.pk],
+        )
+        cursor.execute(
+            "SELECT incoming.digest, prompt.id FROM incoming JOIN feedback_prompt AS prompt"
+            " ON prompt.digest = incoming.digest AND prompt.project_id = %s",
+            [project.pk],
+        )
+        found = dict(cursor.fetchall())
+        cursor.execute("DROP TABLE incoming")
+    return found
+
+
+def import_user(project: Project, number: int) -> User:
+    """Return the project's import user; nobody can sign in as one."""
+    name = f"import-{project.slug}" + (f"-{number + 1}" if number else "")
+    user, made = User.objects.get_or_create(username=name, defaults={"is_active": False})
+    if made:
+        user.set_unusable_password()
+        user.save(update_fields=["password"])
+    return user
+
+
+def _store(
+    project: Project,
+    by: User | None,
+    name: str,
+    layout: Layout,
+    entries: list[tuple[uuid.UUID, Entry]],
+) -> Campaign:
+    """Store judged rows as a closed campaign: items, responses, filled slots, judgements."""
+    prompt_ids = _prompt_ids(project, entries)
+    by_prompt: dict[int, list[tuple[uuid.UUID, Entry]]] = {}
+    for client_id, entry in entries:
+        by_prompt.setdefault(prompt_ids[entry.prompt_digest], []).append((client_id, entry))
+    most = max(map(len, by_prompt.values()))
+    users = [import_user(project, number).pk for number in range(most)]
+    pairs = layout == Layout.COMPARISONS
+    campaign = Campaign(
+        project=project,
+        name=name[:120],
+        kind=Campaign.Kind.PAIRWISE if pairs else Campaign.Kind.THUMBS,
+        state=Campaign.State.CLOSED,
+        judgements_per_item=most,
+        responses_per_item=2 if pairs else 1,
+        to_generate=len(by_prompt),
+        generated=len(by_prompt),
+        created_by=by,
+    )
+    campaign.full_clean()
+    campaign.save()
+    now = timezone.now().isoformat()
+    made = {
+        model: iter(_reserve(model, count))
+        for model, count in (
+            (Item, len(by_prompt)),
+            (Response, sum(len(entry.texts) for _, entry in entries)),
+            (Slot, len(entries)),
+            (Judgement, len(entries)),
+        )
+    }
+    rows: dict[type[models.Model], list[tuple[Any, ...]]] = {model: [] for model in made}
+    for prompt_id, judged in by_prompt.items():
+        item = next(made[Item])
+        rows[Item].append((item, campaign.pk, prompt_id, now))
+        position = 0
+        for index, (client_id, entry) in enumerate(judged):
+            # Best first in half of the items only: where an answer stands must say nothing.
+            swap = len(entry.texts) == 2 and client_id.int % 2 == 1
+            shown: list[int] = []
+            for text in entry.texts[::-1] if swap else entry.texts:
+                response = next(made[Response])
+                rows[Response].append((response, item, position + len(shown), text, "import"))
+                shown.append(response)
+            order = list(range(position, position + len(shown)))
+            position += len(shown)
+            slot = next(made[Slot])
+            rows[Slot].append((slot, campaign.pk, item, index, 0, order, "filled", users[index], 1))
+            best = shown[::-1] if swap else shown
+            ranking = json.dumps([[one] for one in best]) if pairs else None
+            rows[Judgement].append(
+                (
+                    next(made[Judgement]), client_id, slot, item, campaign.pk, users[index],
+                    ranking, entry.thumb, entry.strength, False, "", shown, now, "",
+                )
+            )  # fmt: skip
+    for model, fields in _FIELDS.items():
+        _copy(model, fields, rows[model])
+    return campaign
+
+
+_FIELDS: dict[type[models.Model], tuple[str, ...]] = {
+    Item: ("id", "campaign", "prompt", "created_at"),
+    Response: ("id", "item", "position", "text", "source"),
+    Slot: ("id", "campaign", "item", "index", "shuffle", "order", "state", "holder", "token"),
+    Judgement: (
+        "id", "client_id", "slot", "item", "campaign", "annotator", "ranking", "thumb", "strength",
+        "both_bad", "comment", "shown", "created_at", "retracted_why",
+    ),
+}  # fmt: skip
+
+
+def _reserve(model: type[models.Model], count: int) -> list[int]:
+    """Return ids that nobody else gets."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)",
+            [model._meta.db_table, count],
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _copy(
+    model: type[models.Model], fields: Sequence[str], rows: Iterable[tuple[Any, ...]]
+) -> None:
+    """Write rows by COPY: several times as fast as INSERT, under the same constraints."""
+    columns = ", ".join(f'"{model._meta.get_field(name).column}"' for name in fields)  # type: ignore[union-attr]
+    statement = f'COPY "{model._meta.db_table}" ({columns}) FROM STDIN'
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row(row)
