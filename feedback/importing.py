@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -37,9 +39,11 @@ Message = dict[str, str]
 
 FEWEST_ROWS = 10
 MOST_PER_PROMPT = 50
+MOST_UPLOADED = 256 * 1024 * 1024
 MOST_BYTES = 1 << 30
 FINDINGS_KEPT = 100
 SAMPLE_ROWS = 5
+COLUMN_ROWS = 100
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _NAMESPACE = uuid.UUID("4f1de1a5-6f0e-4f0e-9a3c-6b3f6c8f2a10")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
@@ -125,7 +129,7 @@ class Report:
     rows: int = 0
     added: int = 0
     known: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=dict)
     left_out_lines: list[Finding] = field(default_factory=list)
     error_count: int = 0
     errors: list[Finding] = field(default_factory=list)
@@ -137,7 +141,7 @@ class Report:
             self.errors.append(Finding(line=line, message=message))
 
     def leave_out(self, line: int, reason: str) -> None:
-        self.left_out[reason] += 1
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
         if len(self.left_out_lines) < FINDINGS_KEPT:
             self.left_out_lines.append(Finding(line=line, message=reason))
 
@@ -153,7 +157,7 @@ class Report:
             "rows": self.rows,
             "added": self.added,
             "known": self.known,
-            "left_out": dict(self.left_out),
+            "left_out": self.left_out,
             "left_out_lines": [vars(one) for one in self.left_out_lines],
             "error_count": self.error_count,
             "errors": [vars(one) for one in self.errors],
@@ -288,6 +292,17 @@ def _parquet(file: IO[bytes]) -> Iterator[Row | Finding]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, values)
+
+
+def columns_of(path: Path, filename: str) -> list[str]:
+    """Return the names of the columns in the first rows of a file."""
+    with path.open("rb") as file:
+        first = islice(read_rows(file, filename), COLUMN_ROWS)
+        return _columns(row for row in first if isinstance(row, Row))
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
 # Understanding
@@ -539,7 +554,7 @@ def understand(file: IO[bytes], filename: str, mapping: Mapping[str, str] | None
         raise ProductError(
             f"Line {first.line}: {first.message}" if first else "The file has no rows."
         )
-    columns = list(dict.fromkeys(name for row in sound[:100] for name in row.values))
+    columns = _columns(sound[:COLUMN_ROWS])
     parts = detect(columns, mapping)
     layout = layout_of(parts, sound[0].values)
     used = {*parts.values(), *ORIGINS}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from django.urls import path
 
+from feedback import views_import
 from feedback import views_lead as views
 
 urlpatterns = [
     path("prompts/", views.prompts, name="prompts"),
+    path("import/", views_import.import_page, name="import"),
     path("campaigns/", views.campaigns, name="campaigns"),
     path("campaigns/new", views.campaign_new, name="campaign_new"),
     path("campaigns/<int:pk>/", views.campaign, name="campaign"),

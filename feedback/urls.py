@@ -15,5 +15,6 @@ urlpatterns = [
     path("api/slots/<int:pk>/renew", api.RenewView.as_view()),
     path("api/slots/<int:pk>/skip", api.SkipView.as_view()),
     path("api/completions/<uuid:pk>/feedback", api.CompletionFeedbackView.as_view()),
+    path("api/imports/", api.ImportsView.as_view(), name="api_imports"),
     path("api/feedback/", api.FeedbackListView.as_view()),
 ]

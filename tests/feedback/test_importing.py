@@ -14,10 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
+from django.urls import reverse
 from rest_framework.test import APIClient
 
 from accounts.errors import ProductError, TooLarge
-from accounts.models import Project, User
+from accounts.models import Project, Scope, User
 from feedback import importing
 from feedback.importing import Layout, import_file, preview, understand
 from feedback.models import Campaign, Item, Judgement, Prompt, Response, Slot
@@ -387,3 +390,94 @@ def test_it_is_fast(project: Project, lead: User) -> None:
     speed = report.added / (time.perf_counter() - begin)
     print(f"{speed:,.0f} rows/s")
     assert speed > 1000, "5,000 on an idle machine; a test beside others asks less"
+
+
+# The page and REST
+
+
+def test_the_page_shows_then_adds(
+    project: Project, lead: User, login: Callable[[User], Client]
+) -> None:
+    address = reverse("import", args=[project.slug])
+    client = login(lead)
+    assert client.get(address).status_code == 200
+    upload = SimpleUploadedFile("ours.jsonl", jsonl(comparisons()).getvalue())
+    seen = client.post(address, {"file": upload})
+    assert seen.status_code == 200
+    page = seen.content.decode()
+    assert "Add 12 rows" in page
+    assert "Because 0." in page
+    assert not Judgement.objects.exists()
+    kept = seen.context["kept"]
+    form = {"kept": kept, "filename": "ours.jsonl", "name": "Ours", "confirm": "1"}
+    added = client.post(address, form, follow=True)
+    assert "12 rows added" in added.content.decode()
+    assert Campaign.objects.get().name == "Ours"
+    assert "kept for a day" in client.post(address, form).content.decode()
+
+
+def test_the_page_names_lines_and_columns(
+    project: Project, lead: User, login: Callable[[User], Client]
+) -> None:
+    address = reverse("import", args=[project.slug])
+    client = login(lead)
+    values = [{"q": f"{n}?", "good": "A", "bad": "B"} for n in range(10)]
+    data = jsonl(values).getvalue() + b"{broken\n"
+    seen = client.post(address, {"file": SimpleUploadedFile("a.jsonl", data)})
+    assert seen.status_code == 400
+    assert "No column is a prompt" in seen.content.decode()
+    form = {
+        "kept": seen.context["kept"],
+        "filename": "a.jsonl",
+        "part-prompt": "q",
+        "part-chosen": "good",
+        "part-rejected": "bad",
+    }
+    page = client.post(address, form).content.decode()
+    assert "Line 11: This is not JSON" in page
+    assert client.post(address, form | {"confirm": "1"}).status_code == 400
+    assert not Judgement.objects.exists()
+    assert client.post(address, form | {"confirm": "1", "skip_errors": "on"}).status_code == 302
+    assert Judgement.objects.count() == 10
+
+
+def test_the_page_is_the_leads_and_its_uploads_stay_in_the_project(
+    project: Project,
+    lead: User,
+    annotator: User,
+    stranger: User,
+    login: Callable[[User], Client],
+) -> None:
+    address = reverse("import", args=[project.slug])
+    assert [login(one).get(address).status_code for one in (stranger, annotator)] == [404, 403]
+    upload = SimpleUploadedFile("a.jsonl", jsonl(comparisons()).getvalue())
+    kept = login(lead).post(address, {"file": upload}).context["kept"]
+    other = reverse("import", args=[Project.objects.visible_to(stranger).get().slug])
+    for name in (kept, "../" + kept, f"../{project.pk}/{kept}", ""):
+        form = {"kept": name, "filename": "a.jsonl", "confirm": "1"}
+        assert login(stranger).post(other, form).status_code == 400
+    assert not Judgement.objects.exists()
+
+
+def test_rest_looks_and_adds(
+    project: Project, lead: User, annotator: User, api: Callable[..., APIClient]
+) -> None:
+    def send(client: APIClient, **more: Any) -> Any:
+        upload = SimpleUploadedFile("ours.jsonl", jsonl(comparisons()).getvalue())
+        return client.post("/api/imports/", {"file": upload} | more, format="multipart")
+
+    client = api(lead)
+    looked = send(client, preview="true")
+    assert looked.status_code == 200
+    assert looked.json()["report"]["rows"] == 12
+    assert not Judgement.objects.exists()
+    added = send(client, name="Ours")
+    assert added.status_code == 201, added.content
+    assert added.json()["campaign"] == Campaign.objects.get().pk
+    again = send(client)
+    assert (again.status_code, again.json()["report"]["known"]) == (200, 12)
+    mapped = send(client, mapping='{"prompt": "prompt"}', preview="true")
+    assert mapped.json()["report"]["layout"] == "prompts"
+    assert send(client, mapping='{"prompt": 1}').status_code == 400
+    assert send(api(annotator)).status_code == 403
+    assert send(api(lead, Scope.READ)).status_code == 403
