@@ -207,6 +207,8 @@ async def answer(
         "messages": completion.messages,
         **completion.sampling,
     }
+    if not {"max_tokens", "max_completion_tokens"} & completion.sampling.keys():
+        upstream_body["max_tokens"] = settings.DEFAULT_MAX_TOKENS
     if not stream:
         http = _http()
         async with http:

@@ -120,6 +120,8 @@ def _database(url: str) -> dict[str, Any]:
         "OPTIONS": {
             # Under ASGI every request has a thread of its own, so connections must be pooled.
             "pool": {"min_size": 0, "max_size": DATABASE_POOL_SIZE, "timeout": 30},
+            # Only accounts.statements prepares; False for a pooler that cannot carry it.
+            "prepare_threshold": 0 if env_bool("DATABASE_PREPARE", True) else None,
         },
     }
 
@@ -223,6 +225,8 @@ BASES_DIR = VAR_DIR / "bases"
 DEFAULT_BASE = "smollm2-135m-instruct"
 ENGINE_URLS = env_list("ENGINE_URL", [f"http://127.0.0.1:{env_int('ENGINE_PORT', 8101)}"])
 ENGINE_API_KEY = env_secret("ENGINE_API_KEY", VAR_DIR / "engine_key")
+# Where a chat names no limit: an engine's own would be the rest of its context.
+DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 1024)
 ENGINE_TIMEOUT_SECONDS = env_int("ENGINE_TIMEOUT_SECONDS", 300)
 LEASE_SECONDS = env_int("LEASE_SECONDS", 15 * 60)
 RUN_HEARTBEAT_SECONDS = env_int("RUN_HEARTBEAT_SECONDS", 5)
