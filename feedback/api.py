@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import QuerySet
+from django.http import Http404
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
@@ -314,21 +315,24 @@ class JudgementsView(ProjectAPIView):
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         values = data.validated_data
-        slot = get_object_or_404(
-            Slot.objects.select_related("campaign").only("pk", "campaign"), pk=values["slot"]
+        place = assignment.find_place(
+            slot_id=values["slot"], client_id=values["client_id"], annotator=self.user
         )
-        self.membership(slot.campaign.project_id)
+        if place is None:
+            raise Http404
+        self.admit(place.membership)
         judgement = assignment.submit(
             slot_id=values["slot"],
             token=values["token"],
             client_id=values["client_id"],
             annotator=self.user,
             answer=data.answer(),
+            place=place,
         )
         following = None
         if values["next"]:
-            task = assignment.claim(campaign=slot.campaign, annotator=self.user)
-            following = task_json(task, slot.campaign) if task is not None else None
+            task = assignment.claim(campaign=place.campaign, annotator=self.user)
+            following = task_json(task, place.campaign) if task is not None else None
         body = {
             "id": judgement.pk,
             "client_id": str(judgement.client_id),

@@ -8,18 +8,20 @@ a web host whose clock jumps neither loses nor doubles anything.
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Func, Value
 from django.db.models.functions import Now
 
 from accounts.errors import Conflict, ProductError, TooLarge
-from accounts.models import User
+from accounts.models import Membership, User
+from accounts.statements import one_row
 from feedback.models import (
     MAX_COMMENT,
     UNDO_WINDOW,
@@ -32,22 +34,44 @@ from feedback.models import (
     Slot,
 )
 
+# Each is one round trip, and the judging path has only these: look up, fill, claim.
+# ``+ 0`` and OFFSET 0 keep the planner from going through everything that the annotator holds:
+# while statistics are old, it takes that to be nothing.
 _CLAIM = """
-UPDATE feedback_slot AS slot
-   SET state = 'leased', holder_id = %(me)s, token = slot.token + 1, leased_at = now(),
-       lease_expires_at = now() + make_interval(secs => %(lease)s)
-  FROM (SELECT candidate.id
-          FROM feedback_slot AS candidate
-         WHERE candidate.campaign_id = %(campaign)s AND {free}
-           AND NOT EXISTS (SELECT 1 FROM feedback_slot AS mine
-                            WHERE mine.item_id = candidate.item_id AND mine.holder_id = %(me)s)
-           AND NOT EXISTS (SELECT 1 FROM feedback_skip AS skip
-                            WHERE skip.item_id = candidate.item_id AND skip.annotator_id = %(me)s)
-         ORDER BY {order}
-         LIMIT 1
-           FOR UPDATE OF candidate SKIP LOCKED) AS chosen
- WHERE slot.id = chosen.id
-RETURNING slot.id
+WITH held AS (
+  SELECT id, campaign_id, item_id, "order", token FROM feedback_slot
+   WHERE campaign_id = %(campaign)s AND holder_id = %(me)s AND state = 'leased'
+), chosen AS (
+  SELECT candidate.id
+    FROM feedback_slot AS candidate
+   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held)
+     AND candidate.campaign_id = %(campaign)s AND {free}
+     AND NOT EXISTS (
+       SELECT 1 FROM feedback_slot AS mine
+        WHERE mine.item_id = candidate.item_id AND mine.holder_id + 0 = %(me)s OFFSET 0)
+     AND NOT EXISTS (
+       SELECT 1 FROM feedback_skip AS skip
+        WHERE skip.item_id = candidate.item_id AND skip.annotator_id + 0 = %(me)s OFFSET 0)
+   ORDER BY {order}
+   LIMIT 1
+     FOR UPDATE OF candidate SKIP LOCKED
+), taken AS (
+  UPDATE feedback_slot AS slot
+     SET state = 'leased', holder_id = %(me)s, token = slot.token + 1, leased_at = now(),
+         lease_expires_at = now() + make_interval(secs => %(lease)s)
+    FROM chosen
+   WHERE slot.id = chosen.id
+  RETURNING slot.id, slot.campaign_id, slot.item_id, slot."order", slot.token
+), task AS (
+  SELECT * FROM held UNION ALL SELECT * FROM taken
+)
+SELECT task.*, prompt.messages, responses.ids, responses.positions, responses.texts
+  FROM task
+  JOIN feedback_item AS item ON item.id = task.item_id
+  JOIN feedback_prompt AS prompt ON prompt.id = item.prompt_id
+  CROSS JOIN LATERAL (
+    SELECT array_agg(id) AS ids, array_agg(position) AS positions, array_agg(text) AS texts
+      FROM feedback_response WHERE item_id = task.item_id) AS responses
 """
 _CLAIM_OPEN = _CLAIM.format(
     free="candidate.state = 'open'", order='candidate."index", candidate.shuffle'
@@ -56,6 +80,38 @@ _CLAIM_EXPIRED = _CLAIM.format(
     free="candidate.state = 'leased' AND candidate.lease_expires_at < now()",
     order="candidate.lease_expires_at",
 )
+# In the order of the model, as from_db wants them.
+_SLOT_FIELDS = ["id", "campaign_id", "item_id", "order", "token"]
+_RESPONSE_FIELDS = ["id", "item_id", "position", "text"]
+
+_LOOK_UP = """
+SELECT slot.item_id, slot.campaign_id, campaign.project_id, campaign.kind, campaign.state,
+       slot."order", membership.id, membership.role, responses.positions, responses.ids, earlier.id
+  FROM feedback_slot AS slot
+  JOIN feedback_campaign AS campaign ON campaign.id = slot.campaign_id
+  LEFT JOIN accounts_membership AS membership
+    ON membership.project_id = campaign.project_id AND membership.user_id = %(me)s
+  LEFT JOIN feedback_judgement AS earlier ON earlier.client_id = %(client_id)s
+  CROSS JOIN LATERAL (
+    SELECT array_agg(position) AS positions, array_agg(id) AS ids
+      FROM feedback_response WHERE item_id = slot.item_id) AS responses
+ WHERE slot.id = %(slot)s
+"""
+
+_FILL = """
+WITH filled AS (
+  UPDATE feedback_slot SET state = 'filled', lease_expires_at = NULL
+   WHERE id = %(slot)s AND holder_id + 0 = %(me)s AND token = %(token)s AND state = 'leased'
+  RETURNING id, item_id, campaign_id
+)
+INSERT INTO feedback_judgement (client_id, slot_id, item_id, campaign_id, annotator_id, ranking,
+                                thumb, strength, both_bad, comment, shown, seconds, retracted_why)
+SELECT %(client_id)s, id, item_id, campaign_id, %(me)s, %(ranking)s::jsonb, %(thumb)s::smallint,
+       %(strength)s::smallint, %(both_bad)s, %(comment)s, %(shown)s::bigint[], %(seconds)s::float8,
+       ''
+  FROM filled
+RETURNING id, created_at
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,46 +181,36 @@ def make_slots(item: Item, *, campaign: Campaign, responses: int) -> list[Slot]:
 
 
 def claim(*, campaign: Campaign, annotator: User) -> Task | None:
-    """Return the annotator's task: the one they hold, or a new one; None when nothing is left."""
-    slot = _held(campaign, annotator)
-    if slot is None:
-        if campaign.state != Campaign.State.OPEN:
-            return None
-        slot_id = _claim_new(campaign, annotator)
-        if slot_id is None:
-            return None
-        slot = Slot.objects.select_related("item__prompt").get(pk=slot_id)
-    return _task(slot)
+    """Return the annotator's task: the one they hold, or a new one; None when nothing is left.
 
-
-def _held(campaign: Campaign, annotator: User) -> Slot | None:
-    return (
-        Slot.objects.select_related("item__prompt")
-        .filter(campaign=campaign, holder=annotator, state=Slot.State.LEASED)
-        .first()
-    )
-
-
-def _claim_new(campaign: Campaign, annotator: User) -> int | None:
-    values = {"me": annotator.pk, "campaign": campaign.pk, "lease": settings.LEASE_SECONDS}
+    One query; two when no slot is open.
+    """
+    values = {
+        "me": annotator.pk,
+        "campaign": campaign.pk,
+        "lease": settings.LEASE_SECONDS,
+        "open": campaign.state == Campaign.State.OPEN,
+    }
     try:
-        with transaction.atomic(), connection.cursor() as cursor:
-            for statement in (_CLAIM_OPEN, _CLAIM_EXPIRED):
-                cursor.execute(statement, values)
-                if row := cursor.fetchone():
-                    return int(row[0])
+        row = one_row(_CLAIM_OPEN, values) or one_row(_CLAIM_EXPIRED, values)
     except IntegrityError:
         # The same annotator asked twice at once (two tabs); the other request took a slot.
-        held = _held(campaign, annotator)
-        return held.pk if held is not None else None
-    return None
+        row = one_row(_CLAIM_OPEN, values | {"open": False})
+    return _task(row) if row is not None else None
 
 
-def _task(slot: Slot) -> Task:
-    by_position = {r.position: r for r in Response.objects.filter(item_id=slot.item_id)}
+def _task(row: tuple[Any, ...]) -> Task:
+    *slot_values, messages, ids, positions, texts = row
+    slot = Slot.from_db(None, _SLOT_FIELDS, slot_values)
+    by_position = {
+        position: Response.from_db(
+            None, _RESPONSE_FIELDS, [response_id, slot.item_id, position, text]
+        )
+        for response_id, position, text in zip(ids, positions, texts, strict=True)
+    }
     return Task(
         slot=slot,
-        messages=slot.item.prompt.messages,
+        messages=json.loads(messages),
         responses=[by_position[position] for position in slot.order],
     )
 
@@ -187,62 +233,113 @@ def renew(*, slot_id: int, token: int, annotator: User) -> None:
         raise Conflict("This task was given to somebody else or is done. Take the next one.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A slot as somebody with an answer finds it; ``earlier`` is what has their client id."""
+
+    slot_id: int
+    item_id: int
+    campaign: Campaign
+    membership: Membership | None
+    shown: list[int]
+    earlier: int | None
+
+
+def find_place(*, slot_id: int, client_id: uuid.UUID, annotator: User) -> Place | None:
+    """Return the slot with what a submission needs to know, or None; one query."""
+    row = one_row(_LOOK_UP, {"slot": slot_id, "me": annotator.pk, "client_id": client_id})
+    if row is None:
+        return None
+    item_id, campaign_id, project_id, kind, state, order, *rest = row
+    membership_id, role, positions, response_ids, earlier = rest
+    by_position = dict(zip(positions, response_ids, strict=True))
+    return Place(
+        slot_id=slot_id,
+        item_id=item_id,
+        campaign=Campaign.from_db(
+            None, ["id", "project_id", "kind", "state"], [campaign_id, project_id, kind, state]
+        ),
+        membership=Membership(
+            id=membership_id, user_id=annotator.pk, project_id=project_id, role=role
+        )
+        if role
+        else None,
+        shown=[by_position[position] for position in order],
+        earlier=earlier,
+    )
+
+
 def submit(
-    *, slot_id: int, token: int, client_id: uuid.UUID, annotator: User, answer: Answer
+    *,
+    slot_id: int,
+    token: int,
+    client_id: uuid.UUID,
+    annotator: User,
+    answer: Answer,
+    place: Place | None = None,
 ) -> Judgement:
     """Store the judgement and fill its slot; the same client id again returns the stored one.
 
-    Errors: ProductError for an answer that does not fit the item, Conflict when the slot is no
-    longer held under this token. In both cases nothing is changed.
+    One query after ``place``, which a caller that has looked already hands in. Errors: ProductError
+    for an answer that does not fit the item, Conflict when the slot is no longer held under this
+    token. In both cases nothing is changed.
     """
-    slot = (
-        Slot.objects.select_related("campaign")
-        .filter(pk=slot_id, campaign__project__memberships__user=annotator)
-        .first()
-    )
-    if slot is None:
+    place = place or find_place(slot_id=slot_id, client_id=client_id, annotator=annotator)
+    if place is None or place.membership is None:
         raise ProductError("There is no such task here. Take the next one.")
-    if (earlier := _replayed(client_id, annotator, slot)) is not None:
+    if place.earlier and (earlier := _replayed(client_id, annotator, slot_id)) is not None:
         return earlier
-    positions = dict(Response.objects.filter(item_id=slot.item_id).values_list("position", "id"))
-    shown = [positions[position] for position in slot.order]
-    _check(answer, kind=slot.campaign.kind, response_ids=shown)
+    _check(answer, kind=place.campaign.kind, response_ids=place.shown)
+    values = {
+        "slot": slot_id,
+        "token": token,
+        "me": annotator.pk,
+        "client_id": client_id,
+        "ranking": None if answer.ranking is None else json.dumps(answer.ranking),
+        "thumb": answer.thumb,
+        "strength": answer.strength,
+        "both_bad": answer.both_bad,
+        "comment": answer.comment,
+        "shown": place.shown,
+        "seconds": answer.seconds,
+    }
     try:
-        with transaction.atomic():
-            filled = Slot.objects.filter(
-                pk=slot_id, holder=annotator, token=token, state=Slot.State.LEASED
-            ).update(state=Slot.State.FILLED, lease_expires_at=None)
-            if not filled:
-                raise Conflict(
-                    "This task ran out of time and went to somebody else, or you have already "
-                    "judged it. Nothing was stored; take the next one."
-                )
-            return Judgement.objects.create(
-                client_id=client_id,
-                slot=slot,
-                item_id=slot.item_id,
-                campaign_id=slot.campaign_id,
-                annotator=annotator,
-                ranking=answer.ranking,
-                thumb=answer.thumb,
-                strength=answer.strength,
-                both_bad=answer.both_bad,
-                comment=answer.comment,
-                shown=shown,
-                seconds=answer.seconds,
+        filled = one_row(_FILL, values)
+        if filled is None:
+            raise Conflict(
+                "This task ran out of time and went to somebody else, or you have already "
+                "judged it. Nothing was stored; take the next one."
             )
     except (IntegrityError, Conflict):
         # A double click: both requests passed the first look, and the other one stored it.
-        if (earlier := _replayed(client_id, annotator, slot)) is not None:
+        if (earlier := _replayed(client_id, annotator, slot_id)) is not None:
             return earlier
         raise
+    judgement = Judgement(
+        id=filled[0],
+        created_at=filled[1],
+        client_id=client_id,
+        slot_id=slot_id,
+        item_id=place.item_id,
+        campaign_id=place.campaign.pk,
+        annotator=annotator,
+        ranking=answer.ranking,
+        thumb=answer.thumb,
+        strength=answer.strength,
+        both_bad=answer.both_bad,
+        comment=answer.comment,
+        shown=place.shown,
+        seconds=answer.seconds,
+    )
+    judgement._state.adding = False
+    return judgement
 
 
-def _replayed(client_id: uuid.UUID, annotator: User, slot: Slot) -> Judgement | None:
+def _replayed(client_id: uuid.UUID, annotator: User, slot_id: int) -> Judgement | None:
     earlier = Judgement.objects.filter(client_id=client_id).first()
     if earlier is None:
         return None
-    if earlier.annotator_id != annotator.pk or earlier.slot_id != slot.pk:
+    if earlier.annotator_id != annotator.pk or earlier.slot_id != slot_id:
         raise Conflict("This client id was used for another judgement. Send a fresh UUID.")
     return earlier
 
@@ -330,4 +427,6 @@ def undo(*, campaign: Campaign, annotator: User) -> Task:
         leased_at=Now(),
         lease_expires_at=_lease_end(),
     )
-    return _task(Slot.objects.select_related("item__prompt").get(pk=judgement.slot_id))
+    again = claim(campaign=campaign, annotator=annotator)
+    assert again is not None
+    return again

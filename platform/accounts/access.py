@@ -88,6 +88,13 @@ class ProjectAPIView(APIView):
             found = found.filter(project=self.request.auth.project_id)
         return _require(found.first(), self.role)
 
+    def admit(self, membership: Membership | None) -> None:
+        """Raise 404 / 403 unless this membership of the caller's lets them (and their token) in."""
+        token = self.request.auth
+        if membership and isinstance(token, ApiToken) and membership.project_id != token.project_id:
+            membership = None
+        _require(membership, self.role)
+
     def project(self) -> Project:
         """Return the project a new object goes to: the token's, the named one, or the only one."""
         if isinstance(self.request.auth, ApiToken):
