@@ -45,6 +45,7 @@ PATIENCE_SECONDS = 20.0
 ATTEMPT_PAUSE_SECONDS = 0.5
 
 _next_engine = itertools.count()
+_recordings: set[asyncio.Task[None]] = set()
 
 
 class Refusal(Exception):
@@ -296,7 +297,9 @@ async def _relay(
         await _record(completion, parts, "error", started)
     except (GeneratorExit, asyncio.CancelledError):
         # The reader went away: what was shown is still recorded.
-        asyncio.get_running_loop().create_task(_record(completion, parts, "cancelled", started))
+        recording = asyncio.create_task(_record(completion, parts, "cancelled", started))
+        _recordings.add(recording)  # the loop itself holds tasks only weakly
+        recording.add_done_callback(_recordings.discard)
         raise
     finally:
         await response.aclose()
