@@ -45,7 +45,7 @@ NOISE = 0.3
 ARGUMENTS = {
     "learning_rate": 2e-4,
     "epochs": 3,
-    "batch_size": 4,
+    "batch_size": 2,
     "beta": 0.1,
     "lora_r": 16,
     "lora_alpha": 32,
