@@ -57,14 +57,20 @@ class Share:
     n: int
 
 
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval for a share of ``n`` cases; n may be an effective size."""
+    z2 = Z_95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def share(hits: float, n: int) -> Share | None:
     """Return hits / n with Wilson's score interval (Wilson 1927); None when n is 0."""
     if n == 0:
         return None
-    p, z2 = hits / n, Z_95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Share(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    low, high = wilson(hits / n, n)
+    return Share(value=hits / n, low=low, high=high, n=n)
 
 
 def verdicts(judged: Iterable[Judged]) -> list[Verdict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import views_import
+from feedback import views_import, views_quality
 from feedback import views_lead as views
 
 urlpatterns = [
@@ -16,6 +16,12 @@ urlpatterns = [
     path("campaigns/<int:pk>/progress", views.campaign_progress, name="campaign_progress"),
     path("campaigns/<int:pk>/state", views.campaign_state, name="campaign_state"),
     path("campaigns/<int:pk>/restart", views.campaign_restart, name="campaign_restart"),
+    path("campaigns/<int:pk>/quality", views_quality.campaign_quality, name="campaign_quality"),
+    path(
+        "campaigns/<int:pk>/leaderboard",
+        views_quality.campaign_leaderboard,
+        name="campaign_leaderboard",
+    ),
     path("feedback/", views.feedback_list, name="feedback_list"),
     path("completions/<uuid:pk>/", views.completion, name="completion"),
 ]

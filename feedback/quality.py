@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.core.cache import cache
 from django.db import connection
+from django.db.models import Count, Max, Q
+from django.db.models.functions import MD5, Length
 
-from feedback.models import Campaign
+from feedback import agreement
+from feedback.agreement import Judged, Share, Verdict, share, wilson
+from feedback.models import Campaign, Item, Judgement, Response
+from inference.models import Version
 
-Z_95 = 1.959963984540054
+if TYPE_CHECKING:
+    from feedback.ratings import Comparison, Leaderboard
+
+__all__ = ["Share", "annotators", "examine", "leaderboard", "report", "share", "wilson"]
+
+# Statistics read the newest judgements up to this many compared pairs: a few seconds' work.
+MOST_PAIRS = 200_000
+CACHE_SECONDS = 24 * 3600
+MOST_NAMED = 20
+# Two people who agree this much more than their competence explains answer alike for a reason.
+ALIKE_BEYOND, ALIKE_ITEMS = 0.2, 8
+RESAMPLES, RESAMPLE_SECONDS = 200, 2.0
+
+Result = TypeVar("Result")
 
 # Unique bests only: a tie at the top has no best that could stand leftmost.
 _ANNOTATORS = """
@@ -29,16 +52,6 @@ SELECT person.username,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """A share of ``n`` cases with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnnotatorRow:
     """One annotator's standing judgements in a campaign."""
 
@@ -47,22 +60,6 @@ class AnnotatorRow:
     median_seconds: float | None
     left_lean: Share | None
     latest: object
-
-
-def share(hits: int, n: int) -> Share | None:
-    """Return hits / n with Wilson's score interval (Wilson 1927); None when n is 0."""
-    if n == 0:
-        return None
-    low, high = wilson(hits / n, n)
-    return Share(value=hits / n, low=low, high=high, n=n)
-
-
-def wilson(p: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % interval for a share of ``n`` cases; n may be an effective size."""
-    z2 = Z_95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def annotators(campaign: Campaign) -> list[AnnotatorRow]:
@@ -83,3 +80,320 @@ def annotators(campaign: Campaign) -> list[AnnotatorRow]:
             )
             for username, judgements, seconds, with_best, leftmost, latest in cursor.fetchall()
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRow:
+    """One annotator in the report; ``flags`` are words for people."""
+
+    username: str
+    judgements: int
+    median_seconds: float | None
+    left_lean: Share | None
+    kept_order: Share | None
+    rest: Share | None
+    consistency: Share | None
+    competence: float | None
+    weight: float | None
+    trust: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """How far two annotators agree on the items that both judged."""
+
+    one: str
+    other: str
+    agreement: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disputed:
+    """An item on which annotators disagree."""
+
+    item: int
+    agreement: float
+    prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How well a campaign is judged; ``used`` of its ``judgements`` were read."""
+
+    judgements: int
+    used: int
+    alpha_nominal: float | None
+    alpha_ordinal: float | None
+    false_alarm: float
+    rows: list[QualityRow]
+    pairs: list[PairRow]
+    disputed: list[Disputed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the statistics of a campaign depend on, and so the key to keep them under.
+
+    The time of the last judgement tells apart campaigns that got the same id in a database that
+    was made anew.
+    """
+
+    standing: int
+    retracted: int
+    last: float
+
+    def key(self, campaign: Campaign, *what: object) -> str:
+        parts = (campaign.pk, self.standing, self.retracted, self.last, *what)
+        return "quality:" + ":".join(map(str, parts))
+
+
+def report(campaign: Campaign) -> Report:
+    """Return the campaign's quality, computed anew only when a judgement came or went."""
+    state = _state(campaign)
+    return _kept(state.key(campaign, "report"), lambda: _report(campaign, state))
+
+
+def leaderboard(campaign: Campaign, *, side: bool = False, length: bool = False) -> Leaderboard:
+    """Return the versions ordered by the campaign's rankings, kept until a judgement changes."""
+    from feedback import ratings
+
+    state = _state(campaign)
+    return _kept(
+        state.key(campaign, "leaderboard", side, length),
+        lambda: ratings.rate(
+            _comparisons(campaign),
+            side=side,
+            length=length,
+            resamples=RESAMPLES,
+            seconds=RESAMPLE_SECONDS,
+        ),
+    )
+
+
+def _kept(key: str, make: Callable[[], Result]) -> Result:
+    found: Result | None = cache.get(key)
+    if found is None:
+        found = make()
+        cache.set(key, found, CACHE_SECONDS)
+    return found
+
+
+def _state(campaign: Campaign) -> State:
+    found = Judgement.objects.filter(campaign=campaign).aggregate(
+        standing=Count("id", filter=Q(retracted_at__isnull=True)),
+        last=Max("created_at"),
+        retracted=Count("id", filter=Q(retracted_at__isnull=False)),
+    )
+    last = found["last"]
+    return State(
+        standing=found["standing"],
+        retracted=found["retracted"],
+        last=last.timestamp() if last else 0.0,
+    )
+
+
+def _judged(campaign: Campaign) -> list[Judged]:
+    """Return the newest standing judgements in the order they came; one query."""
+    k = campaign.responses_per_item
+    most = MOST_PAIRS // max(1, k * (k - 1) // 2)
+    rows = (
+        Judgement.objects.standing()
+        .filter(campaign=campaign)
+        .order_by("-id")
+        .values_list("item_id", "annotator__username", "shown", "ranking", "thumb", "seconds")
+    )
+    return [_judged_row(*row) for row in reversed(rows[:most])]
+
+
+def _judged_row(
+    item: int,
+    username: str,
+    shown: Sequence[int],
+    ranking: Sequence[Sequence[int]] | None,
+    thumb: int | None,
+    seconds: float | None,
+) -> Judged:
+    groups = None if ranking is None else tuple(tuple(group) for group in ranking)
+    return Judged(item, username, tuple(shown), ranking=groups, thumb=thumb, seconds=seconds)
+
+
+def _report(campaign: Campaign, state: State) -> Report:
+    found = examine(
+        _judged(campaign), judgements=state.standing, consistency=_consistency(campaign)
+    )
+    items = Item.objects.select_related("prompt").in_bulk([one.item for one in found.disputed])
+    named = [
+        replace(one, prompt=items[one.item].prompt.last_turn[:300])
+        for one in found.disputed
+        if one.item in items
+    ]
+    return replace(found, disputed=named)
+
+
+def examine(
+    judged: Sequence[Judged],
+    *,
+    judgements: int | None = None,
+    consistency: Mapping[str, Share] | None = None,
+) -> Report:
+    """Return the report on judgements in the order they came; no database."""
+    from feedback import trust
+
+    verdicts = agreement.verdicts(judged)
+    ranked = any(one.ranking is not None for one in judged)
+    standings = {one.annotator: one for one in trust.assess(judged)}
+    between = agreement.agreement_between(verdicts)
+    rest = agreement.agreement_with_rest(verdicts)
+    leans, kept = agreement.left_lean(judged), agreement.kept_order(judged)
+    medians = agreement.median_seconds(judged)
+    pace = agreement.speed_outliers(medians)
+    alike = _alike(between, {name: one.right for name, one in standings.items()})
+    counts = Counter(one.annotator for one in judged)
+    rows = []
+    for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        standing = standings[name]
+        flags = list(standing.flags)
+        if name in pace:
+            quicker = "quicker" if pace[name] == "fast" else "slower"
+            flags.append(f"far {quicker} than the others")
+        flags += [f"answers like {other}" for other in alike.get(name, [])]
+        rows.append(
+            QualityRow(
+                username=name,
+                judgements=count,
+                median_seconds=medians.get(name),
+                left_lean=leans.get(name),
+                kept_order=kept.get(name),
+                rest=rest.get(name),
+                consistency=(consistency or {}).get(name),
+                competence=standing.right if name in rest else None,
+                weight=standing.weight if name in rest else None,
+                trust=standing.state,
+                flags=tuple(flags),
+            )
+        )
+    return Report(
+        judgements=len(judged) if judgements is None else judgements,
+        used=len(judged),
+        alpha_nominal=agreement.alpha(verdicts, mirrored=ranked),
+        alpha_ordinal=agreement.alpha(verdicts, level="ordinal", mirrored=ranked),
+        false_alarm=trust.FALSE_ALARM,
+        rows=rows,
+        pairs=[
+            PairRow(one=one, other=other, agreement=found)
+            for (one, other), found in sorted(between.items(), key=lambda each: each[1].value)
+        ],
+        disputed=[
+            Disputed(item=item, agreement=value)
+            for item, value in agreement.agreement_by_item(verdicts).items()
+            if value < 1
+        ][:MOST_NAMED],
+    )
+
+
+def _alike(
+    between: Mapping[tuple[str, str], Share], right: Mapping[str, float | None]
+) -> dict[str, list[str]]:
+    """Return who answers like whom: more than two who err apart from each other ever would.
+
+    Two of competence a and b who err independently agree in a b + (1 - a)(1 - b) of the cases.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for (one, other), shared in between.items():
+        a, b = right.get(one), right.get(other)
+        if a is None or b is None or shared.n < ALIKE_ITEMS:
+            continue
+        if shared.low > a * b + (1 - a) * (1 - b) + ALIKE_BEYOND:
+            found[one].append(other)
+            found[other].append(one)
+    return found
+
+
+def _consistency(campaign: Campaign) -> dict[str, Share]:
+    """Return each annotator's likeness with themselves where the same texts came back to them.
+
+    A repeat is an item of the same prompt, here or in another campaign, whose two texts are the
+    same; the sides it shows them on are its own. Two queries, one where there are none.
+    """
+    prompts = Item.objects.filter(campaign=campaign).values("prompt")
+    again = (
+        Item.objects.filter(prompt__in=prompts, campaign__project=campaign.project_id)
+        .values("prompt")
+        .annotate(n=Count("id"))
+        .filter(n__gt=1)
+        .values("prompt")
+    )
+    rows = list(
+        Judgement.objects.standing()
+        .filter(
+            item__prompt__in=again,
+            campaign__project=campaign.project_id,
+            ranking__isnull=False,
+            annotator__in=Judgement.objects.filter(campaign=campaign).values("annotator"),
+        )
+        .order_by("-id")
+        .values_list(
+            "item__prompt_id",
+            "item_id",
+            "annotator__username",
+            "shown",
+            "ranking",
+            "thumb",
+            "seconds",
+        )[: MOST_PAIRS // 10]
+    )
+    if not rows:
+        return {}
+    texts = dict(
+        Response.objects.filter(item__in={row[1] for row in rows}).values_list("id", MD5("text"))
+    )
+    verdicts = []
+    for prompt, *row in reversed(rows):
+        for one in agreement.verdicts([_judged_row(*row)]):
+            pair: Any = one.unit
+            first, second = (texts[response] for response in pair)
+            if first == second:
+                continue
+            # Named by text, the pair is the same unit in whichever item it stands.
+            value = one.value if first < second else -one.value
+            unit = (prompt, *sorted((first, second)))
+            verdicts.append(Verdict(one.item, unit, one.annotator, value))
+    return agreement.self_consistency(verdicts)
+
+
+def _comparisons(campaign: Campaign) -> list[Comparison]:
+    """Return every compared pair of responses by different players; three queries.
+
+    A player is the version that wrote a response, or what an imported one gives as its source.
+    """
+    from feedback.ratings import Comparison
+
+    judged = [one for one in _judged(campaign) if one.ranking is not None]
+    rows = Response.objects.filter(item__in={one.item for one in judged}).values_list(
+        "id", "completion__version__number", "source", Length("text"), "item__prompt_id"
+    )
+    about = {
+        key: (source if number is None else Version(number=number).name, size, prompt)
+        for key, number, source, size, prompt in rows
+    }
+    found = []
+    for one in judged:
+        assert one.ranking is not None
+        place = {response: rank for rank, group in enumerate(one.ranking) for response in group}
+        for left, right in combinations(one.shown, 2):
+            (first, size, prompt), (second, other_size, _) = about[left], about[right]
+            if not first or not second or first == second:
+                continue
+            lead = place[right] - place[left]
+            found.append(
+                Comparison(
+                    first,
+                    second,
+                    (lead > 0) - (lead < 0),
+                    side=1,
+                    length=math.log(max(size, 1) / max(other_size, 1)),
+                    cluster=prompt,
+                )
+            )
+    return found

@@ -191,6 +191,14 @@ class Standing:
     right_side: Trial
     flags: tuple[str, ...] = field(default=())
 
+    @property
+    def state(self) -> State:
+        """Return the worst that any of the three tests says; trusted where competence is."""
+        trials = (self.competence, self.left, self.right_side)
+        if any(trial.state == "alarm" for trial in trials):
+            return "alarm"
+        return self.competence.state
+
 
 def assess(judged: Sequence[Judged], *, false_alarm: float = FALSE_ALARM) -> list[Standing]:
     """Return every annotator's standing, in order of their names.

@@ -38,7 +38,8 @@ NAVIGATION = [
         "Campaigns",
         "campaigns",
         Role.LEAD,
-        {"campaign", "campaign_new", "campaign_state", "prompts"},
+        {"campaign", "campaign_new", "campaign_state", "prompts"}
+        | {"campaign_quality", "campaign_leaderboard"},
     ),
     ("Data", "snapshots", Role.LEAD, {"snapshot"}),
     ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),
