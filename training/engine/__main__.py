@@ -20,7 +20,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from training.engine.errors import CANCELLED, CRASHED, NOT_PROVED, Cancelled, RunError
+from training.engine.errors import (
+    CANCELLED,
+    CRASHED,
+    NOT_PROVED,
+    Cancelled,
+    RunError,
+    is_out_of_memory,
+)
 from training.engine.events import EventLog
 from training.engine.rundir import only_one, read_run
 
@@ -83,11 +90,10 @@ def _failed(events: EventLog, reason: str, code: int) -> int:
 def plain_reason(error: Exception) -> str:
     """Say in a sentence what a failure means and what to change."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    memory = ("out of memory", "can't allocate memory", "not enough memory")
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in text:
         return "The disk is full: free some space, then start the run again to resume it."
-    if isinstance(error, MemoryError) or any(words in str(error) for words in memory):
+    if is_out_of_memory(error):
         return (
             "Memory ran out: lower token_budget, max_length or batch_size, turn "
             "gradient_checkpointing on, or choose tuning qlora4; then start the run again."

@@ -28,6 +28,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     token_budget: int = 0
+    halved: bool = False
     plain: bool = False
     precision: str = ""
     before: dict[str, Any] | None = None

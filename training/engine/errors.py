@@ -17,5 +17,11 @@ class RunError(Exception):
         self.code = code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell memory that ran out, of whatever device, from other failures."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
+
+
 class Cancelled(Exception):
     """Somebody asked the run to stop."""

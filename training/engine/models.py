@@ -113,11 +113,19 @@ def add_adapter(
     torch.manual_seed(seed)
     if parent is not None:
         try:
-            return PeftModel.from_pretrained(model, parent.path, is_trainable=True)
+            adapted = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"The parent adapter {parent.path} does not fit this base: {error}."
             ) from error
+    else:
+        adapted = _fresh_adapter(model, arguments, head=head)
+    if head == "score":
+        keep_score_in_fp32(adapted)
+    return adapted
+
+
+def _fresh_adapter(model: Any, arguments: Arguments, *, head: str) -> Any:
     names = arguments.target_modules
     config = LoraConfig(
         r=arguments.lora_r,
@@ -132,6 +140,16 @@ def add_adapter(
         return get_peft_model(model, config)
     except ValueError as error:
         raise RunError(f"target_modules does not fit this base: {error}") from error
+
+
+def keep_score_in_fp32(model: Any) -> None:
+    """Hold and compute a reward model's score head in fp32, whatever its base is in.
+
+    Steps of a usual size vanish in bf16's rounding.
+    """
+    head = model.get_base_model().score
+    head.float()
+    head.register_forward_pre_hook(lambda _, given: tuple(one.float() for one in given))
 
 
 @contextmanager

@@ -47,8 +47,7 @@ class Policy:
         return self._score(hidden[pack.ends])
 
     def _score(self, hidden: Tensor) -> Tensor:
-        weight = next(self.inner.score.parameters())
-        values: Tensor = self.inner.score(hidden.to(weight.dtype))
+        values: Tensor = self.inner.score(hidden)
         return values.squeeze(-1).float()
 
     def _plain(self, pack: Pack) -> Tensor:

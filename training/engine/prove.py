@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training.engine.errors import NOT_PROVED, RunError
-from training.engine.models import DTYPES, load_base, pick_device
+from training.engine.models import DTYPES, keep_score_in_fp32, load_base, pick_device
 from training.engine.rundir import Run, write_json
+from training.engine.threads import Threads
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
 MERGED_TOLERANCE = 1e-3  # in fp32, where merging costs only rounding
@@ -63,13 +64,17 @@ def _prove(run: Run) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run.probe} cannot be read: train the run first.") from error
     head, precision, tuning = settings["head"], settings["precision"], settings["tuning"]
-    device = pick_device()
+    device, threads = pick_device(), Threads()
 
     def reload(dtype: torch.dtype, tuning: str) -> Any:
         # A fresh score head is random: if the adapter does not carry it, this shows.
         torch.manual_seed(int.from_bytes(run.probe.name.encode(), "little") % 2**31)
         base = load_base(run.base.path, head=head, tuning=tuning, dtype=dtype, device=device)
-        return PeftModel.from_pretrained(base, run.adapter).eval()
+        model = PeftModel.from_pretrained(base, run.adapter).eval()
+        if head == "score":
+            keep_score_in_fp32(model)
+        threads.adapt()
+        return model
 
     found = probe(reload(DTYPES[precision], tuning), ids, head)
     difference, tolerance = relative_difference(found, expected), TOLERANCES[precision]

@@ -26,7 +26,7 @@ from inference.artifacts import adapter_digest
 from training.engine.arguments import Arguments
 from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
 from training.engine.data import RowCounts, Tree, read_trees, split_tree
-from training.engine.errors import CRASHED, Cancelled, RunError
+from training.engine.errors import CRASHED, Cancelled, RunError, is_out_of_memory
 from training.engine.evaluate import evaluate
 from training.engine.events import EventLog
 from training.engine.methods import METHODS, Method, Scores, means, pair_metrics
@@ -46,6 +46,7 @@ from training.engine.policy import Policy, choose_computation
 from training.engine.prove import read_proof, write_probe
 from training.engine.reference import ReferenceStore
 from training.engine.rundir import Run, var_folder, write_json
+from training.engine.threads import Threads
 from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
 
 CHECKPOINT_SECONDS = 20.0
@@ -78,6 +79,7 @@ class Session:
     run: Run
     events: EventLog
     stop: Stop
+    threads: Threads
     method: Method
     policy: Policy
     store: ReferenceStore
@@ -93,6 +95,11 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.policy.device
+
+    def breathe(self) -> None:
+        """Come up for air before a pass: stop if asked, make room for other processes."""
+        self.stop.check()
+        self.threads.adapt()
 
     def score(self, pack: Pack, baseline: Tensor | None = None) -> Scores:
         """Score a pack with the policy, and look its references up."""
@@ -193,6 +200,7 @@ def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tre
 def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: list[Tree]) -> Session:
     """Load the base, check the tree on it, choose the number format, add the adapter."""
     arguments, method, device = run.arguments, METHODS[run.method], pick_device()
+    threads = Threads()
     progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[device.type])
     resumed = load_checkpoint(run.checkpoints)
     precision = resumed[0].precision if resumed else arguments.precision
@@ -208,6 +216,7 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     )
     base.eval()
     stop.check()
+    threads.adapt()
     events.state("checking")
     policy = Policy(base, head=method.head)
     shortest = sorted(trees, key=lambda tree: tree.tokens)[:2]
@@ -231,7 +240,9 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     )
     pairs = zip(trees, [*trees[1:], *trees[:1]], strict=True) if method.baseline else ()
     strangers = [Tree(tree.prompt, other.responses[:1], ()) for tree, other in pairs]
-    return Session(run, events, stop, method, policy, store, progress, trees, heldout, strangers)
+    return Session(
+        run, events, stop, threads, method, policy, store, progress, trees, heldout, strangers
+    )
 
 
 def keeps_parent(run: Run) -> bool:
@@ -270,7 +281,7 @@ def fill_references(session: Session) -> None:
     session.policy.model.eval()
     with torch.no_grad(), without_adapter(session.policy.model, off=off):
         for group in group_trees(missing, session.progress.token_budget):
-            session.stop.check()
+            session.breathe()
             pack = build_pack(group, session.device)
             values = session.policy.token_logps(pack).cpu().numpy()
             start = 0
@@ -300,7 +311,7 @@ def evaluate_now(session: Session) -> dict[str, float]:
     session.policy.model.eval()
 
     def score(pack: Pack) -> Scores:
-        session.stop.check()
+        session.breathe()
         return session.score(pack)
 
     return _evaluate(session, score)
@@ -370,7 +381,7 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         try:
-            metrics = one_step(session, places)
+            metrics = one_step_with_less_memory(session, places, optimizer)
             metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
             check_finite(step + 1, metrics)
         except Cancelled:
@@ -398,6 +409,33 @@ def train_steps(
             saved = now
 
 
+def one_step_with_less_memory(
+    session: Session, places: Sequence[int], optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    """Take one step; when memory runs out, once in a run, halve the packs and take it again.
+
+    Packs do not change what is learnt: the batch, and so the result, stays the same.
+    """
+    random = torch.get_rng_state()
+    try:
+        return one_step(session, places)
+    except (MemoryError, RuntimeError) as error:
+        if session.progress.halved or not is_out_of_memory(error):
+            raise
+    optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.set_rng_state(random)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    session.progress.halved = True
+    session.progress.token_budget = max(1, session.progress.token_budget // 2)
+    session.events.note(
+        f"Memory ran out: packs are halved to {session.progress.token_budget} tokens. "
+        "The batch stays the same."
+    )
+    return one_step(session, places)
+
+
 def one_step(session: Session, places: Sequence[int]) -> dict[str, float]:
     """Add up the gradient of a batch of trees, pack by pack; return the batch's means."""
     method, arguments = session.method, session.arguments
@@ -407,7 +445,7 @@ def one_step(session: Session, places: Sequence[int]) -> dict[str, float]:
     sums: dict[str, float] = {}
     loss_sum, tokens = 0.0, 0
     for group in group_trees(trees, session.progress.token_budget):
-        session.stop.check()
+        session.breathe()
         pack = build_pack(group, session.device)
         scores = session.score(pack, baseline)
         loss = method.loss(scores, arguments) / divisor
@@ -427,7 +465,7 @@ def distance(session: Session, places: Sequence[int]) -> Tensor:
     ratios = []
     strangers = [session.strangers[place] for place in places]
     for group in group_trees(strangers, session.progress.token_budget):
-        session.stop.check()
+        session.breathe()
         ratios.append(session.score(build_pack(group, session.device)).ratios)
     return torch.cat(ratios).mean().clamp(min=0)
 

@@ -231,3 +231,39 @@ def test_the_engine_imports_no_django_and_its_arguments_no_torch() -> None:
         "assert not [name for name in sys.modules if name.split('.')[0] == 'django']"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_it_halves_its_packs_once_when_memory_runs_out(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from training.engine import policy
+
+    plenty, little = make_run("plenty"), make_run("little", arguments={"token_budget": 400})
+    assert main([str(plenty)]) == 0
+    real = policy.hidden_states
+
+    def with_little_memory(decoder: Any, pack: Any) -> Any:
+        if torch.is_grad_enabled() and pack.tokens > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(decoder, pack)
+
+    monkeypatch.setattr(policy, "hidden_states", with_little_memory)
+    assert main([str(little)]) == 0
+    assert losses(little) == pytest.approx(losses(plenty), abs=1e-4)
+    (note,) = [one["message"] for one in events(little, "note") if "halved" in one["message"]]
+    assert "200 tokens" in note
+    # Where that is not enough, the reason says what to change.
+    (little / "report.json").unlink()
+    tight = make_run("tight", arguments={"token_budget": 4000})
+    assert main([str(tight)]) == 1
+    assert "lower token_budget" in events(tight, "error")[0]["reason"]
+
+
+def test_a_full_disk_has_a_plain_reason() -> None:
+    from training.engine.__main__ import plain_reason
+
+    full = OSError(28, "No space left on device")
+    assert "disk is full" in plain_reason(full)
+    assert "disk is full" in plain_reason(RuntimeError("I/O error: No space left on device"))
