@@ -20,6 +20,7 @@ from inference import client
 from inference.models import Completion, Version
 from inference.services import load_on_engines
 from training.models import Evaluation, Snapshot
+from training.snapshots import heldout_prompts
 from training.statistics import win_rate
 
 Rule = Callable[[str, str], float]
@@ -100,7 +101,7 @@ def evaluate(*, evaluation_id: int) -> Evaluation:
 
 def _compare(evaluation: Evaluation) -> dict[str, Any]:
     rule = load_rule(evaluation.rule)
-    heldout = evaluation.snapshot.manifest["heldout_prompts"]
+    heldout = heldout_prompts(evaluation.snapshot)
     prompts = list(Prompt.objects.filter(project=evaluation.project, digest__in=heldout))
     if not prompts:
         raise ProductError("This snapshot holds out no prompts, so there is nothing to compare on.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations
 from typing import Any
 
-from feedback.models import Judgement, text_digest
+# Groups of response ids from best to worst.
+Ranking = list[list[int]]
 
 
 class Exclusion(StrEnum):
@@ -21,32 +23,6 @@ class Exclusion(StrEnum):
     EQUAL_TEXTS = "equal_texts"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One chosen response over one rejected response to one prompt."""
-
-    prompt: list[dict[str, str]]
-    chosen: str
-    rejected: str
-    prompt_id: str
-    margin: float
-    judgement_id: str
-
-    def row(self) -> dict[str, Any]:
-        """Return the canonical row, in the columns of the snapshot."""
-        return {
-            "prompt": self.prompt,
-            "chosen": [{"role": "assistant", "content": self.chosen}],
-            "rejected": [{"role": "assistant", "content": self.rejected}],
-            "prompt_id": self.prompt_id,
-            "margin": self.margin,
-            "weight": 1.0,
-            "judgement_id": self.judgement_id,
-            "chosen_id": text_digest(self.chosen),
-            "rejected_id": text_digest(self.rejected),
-        }
-
-
 @dataclass(kw_only=True)
 class Ledger:
     """Counts that must balance: judgements = exported + excluded."""
@@ -56,12 +32,12 @@ class Ledger:
     pairs: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
 
-    def enter(self, pairs: list[Pair], exclusion: Exclusion | None) -> None:
+    def enter(self, pairs: int, exclusion: Exclusion | None) -> None:
         """Account for one judgement; it has either pairs or an exclusion."""
         self.judgements += 1
         if exclusion is None:
             self.exported += 1
-            self.pairs += len(pairs)
+            self.pairs += pairs
         else:
             self.excluded[exclusion] += 1
 
@@ -82,33 +58,36 @@ class Ledger:
         }
 
 
-def pairs_of(judgement: Judgement, texts: dict[int, str]) -> tuple[list[Pair], Exclusion | None]:
-    """Return all ordered pairs of a judgement, or the one reason why there is none.
+def exclusion_of(*, retracted: bool, ranking: Ranking | None, both_bad: bool) -> Exclusion | None:
+    """Return why a judgement gives no pair, as far as that shows without the texts."""
+    if retracted:
+        return Exclusion.RETRACTED
+    if ranking is None:
+        return Exclusion.THUMB
+    if both_bad:
+        return Exclusion.BOTH_BAD
+    if len(ranking) < 2:
+        return Exclusion.TIE
+    return None
 
-    ``texts`` maps the ids of the item's responses to their texts. In a ranking of K groups every
-    response of a better group beats every response of a worse one.
+
+def pairs_of(ranking: Ranking, digests: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Return the (chosen, rejected) ids of a ranking, ordered by the digests of their texts.
+
+    In a ranking of K groups every response of a better group beats every response of a worse one,
+    unless their texts are the same.
     """
-    if judgement.retracted_at is not None:
-        return [], Exclusion.RETRACTED
-    if judgement.ranking is None:
-        return [], Exclusion.THUMB
-    if judgement.both_bad:
-        return [], Exclusion.BOTH_BAD
-    if len(judgement.ranking) < 2:
-        return [], Exclusion.TIE
-    prompt = judgement.item.prompt
     pairs = [
-        Pair(
-            prompt=prompt.messages,
-            chosen=texts[chosen],
-            rejected=texts[rejected],
-            prompt_id=prompt.digest,
-            margin=float(judgement.strength or 1),
-            judgement_id=str(judgement.client_id),
-        )
-        for better, worse in combinations(judgement.ranking, 2)
+        (chosen, rejected)
+        for better, worse in combinations(ranking, 2)
         for chosen in better
         for rejected in worse
-        if texts[chosen] != texts[rejected]
+        if digests[chosen] != digests[rejected]
     ]
-    return (pairs, None) if pairs else ([], Exclusion.EQUAL_TEXTS)
+    pairs.sort(key=lambda pair: (digests[pair[0]], digests[pair[1]]))
+    return pairs
+
+
+def margin_of(strength: int | None) -> float:
+    """Return how much better the chosen one is: the strength that was given, or 1."""
+    return float(strength or 1)

@@ -16,7 +16,7 @@ from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Judgement
 from training.ledger import Ledger
 from training.models import Snapshot
-from training.snapshots import build_snapshot, create_snapshot, is_heldout
+from training.snapshots import build_snapshot, create_snapshot, heldout_prompts, is_heldout
 
 Groups = Callable[[list[int]], list[list[int]]]
 
@@ -150,7 +150,7 @@ def test_the_split_is_by_prompt_and_never_moves(
     assert parts["train"]
     assert parts["heldout"]
     assert not parts["train"] & parts["heldout"]
-    assert sorted(parts["heldout"]) == snapshot.manifest["heldout_prompts"]
+    assert sorted(parts["heldout"]) == heldout_prompts(snapshot)
     points = [f"prompt-{number}" for number in range(2000)]
     sides = [[is_heldout(point, fraction) for point in points] for fraction in (0.1, 0.3, 0.5)]
     for fewer, more in pairwise(sides):
