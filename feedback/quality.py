@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Share", "annotators", "examine", "leaderboard", "report", "share", "wilson"]
 
-# Statistics read the newest judgements up to this many compared pairs: a few seconds' work.
-MOST_PAIRS = 200_000
+# Statistics read the newest judgements up to this many compared pairs: about two seconds' work
+# once, then kept until a judgement comes.
+MOST_VERDICTS, MOST_COMPARISONS = 50_000, 100_000
+MOST_REPEATS = 20_000
 CACHE_SECONDS = 24 * 3600
 MOST_NAMED = 20
 # Two people who agree this much more than their competence explains answer alike for a reason.
@@ -193,10 +195,10 @@ def _state(campaign: Campaign) -> State:
     )
 
 
-def _judged(campaign: Campaign) -> list[Judged]:
-    """Return the newest standing judgements in the order they came; one query."""
+def _judged(campaign: Campaign, *, pairs: int) -> list[Judged]:
+    """Return the newest standing judgements of so many pairs, in the order they came; one query."""
     k = campaign.responses_per_item
-    most = MOST_PAIRS // max(1, k * (k - 1) // 2)
+    most = pairs // max(1, k * (k - 1) // 2)
     rows = (
         Judgement.objects.standing()
         .filter(campaign=campaign)
@@ -220,7 +222,9 @@ def _judged_row(
 
 def _report(campaign: Campaign, state: State) -> Report:
     found = examine(
-        _judged(campaign), judgements=state.standing, consistency=_consistency(campaign)
+        _judged(campaign, pairs=MOST_VERDICTS),
+        judgements=state.standing,
+        consistency=_consistency(campaign),
     )
     items = Item.objects.select_related("prompt").in_bulk([one.item for one in found.disputed])
     named = [
@@ -341,7 +345,7 @@ def _consistency(campaign: Campaign) -> dict[str, Share]:
             "ranking",
             "thumb",
             "seconds",
-        )[: MOST_PAIRS // 10]
+        )[:MOST_REPEATS]
     )
     if not rows:
         return {}
@@ -369,7 +373,8 @@ def _comparisons(campaign: Campaign) -> list[Comparison]:
     """
     from feedback.ratings import Comparison
 
-    judged = [one for one in _judged(campaign) if one.ranking is not None]
+    found = _judged(campaign, pairs=MOST_COMPARISONS)
+    judged = [one for one in found if one.ranking is not None]
     rows = Response.objects.filter(item__in={one.item for one in judged}).values_list(
         "id", "completion__version__number", "source", Length("text"), "item__prompt_id"
     )
@@ -377,7 +382,7 @@ def _comparisons(campaign: Campaign) -> list[Comparison]:
         key: (source if number is None else Version(number=number).name, size, prompt)
         for key, number, source, size, prompt in rows
     }
-    found = []
+    comparisons = []
     for one in judged:
         assert one.ranking is not None
         place = {response: rank for rank, group in enumerate(one.ranking) for response in group}
@@ -386,7 +391,7 @@ def _comparisons(campaign: Campaign) -> list[Comparison]:
             if not first or not second or first == second:
                 continue
             lead = place[right] - place[left]
-            found.append(
+            comparisons.append(
                 Comparison(
                     first,
                     second,
@@ -396,4 +401,4 @@ def _comparisons(campaign: Campaign) -> list[Comparison]:
                     cluster=prompt,
                 )
             )
-    return found
+    return comparisons

@@ -58,6 +58,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def size(self) -> float:
+        """Return the value without its sign."""
+        return abs(self.value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rating:
