@@ -716,11 +716,16 @@ def _prompt_ids(project: Project, entries: list[tuple[uuid.UUID, Entry]]) -> dic
 
 def import_user(project: Project, number: int) -> User:
     """Return the project's import user; nobody can sign in as one."""
-    name = f"import-{project.slug}" + (f"-{number + 1}" if number else "")
+    name = f"import{number + 1 if number else ''}-{project.slug}"
     user, made = User.objects.get_or_create(username=name, defaults={"is_active": False})
     if made:
         user.set_unusable_password()
         user.save(update_fields=["password"])
+    elif user.has_usable_password():
+        raise Conflict(
+            f"A person has the name “{name}”, which imports of this project need. "
+            "Rename the person."
+        )
     return user
 
 

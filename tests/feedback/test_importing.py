@@ -359,6 +359,13 @@ def test_what_we_write_comes_back_as_it_was(
     assert said(rows(second)) == said(rows(first))
 
 
+def test_it_never_judges_in_a_persons_name(project: Project, lead: User) -> None:
+    User.objects.create_user("import-support", password="a person's password")
+    with pytest.raises(ProductError, match="Rename the person"):
+        import_file(project=project, by=lead, file=jsonl(comparisons()), filename="a.jsonl")
+    assert not Prompt.objects.exists(), "nothing stays of a refused import"
+
+
 @pytest.mark.skipif(not HH.exists(), reason=f"{HH} is not on this machine")
 def test_the_hh_comparisons_come_in_whole(project: Project, lead: User) -> None:
     with HH.open("rb") as file:
