@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions, status
 from rest_framework.response import Response
@@ -70,6 +71,11 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
             headers["Retry-After"] = str(int(wait) + 1)
         if auth_header := getattr(exc, "auth_header", None):
             headers["WWW-Authenticate"] = auth_header
+    elif isinstance(exc, OperationalError | InterfaceError):
+        # It was restarted, or has no connection free. What was sent may be stored: ids tell.
+        code = status.HTTP_503_SERVICE_UNAVAILABLE
+        message = "The database does not answer just now. Send the same again in a moment."
+        headers["Retry-After"] = "1"
     else:
         return None
     set_rollback()
