@@ -29,14 +29,13 @@ up: setup  ## every process, until Ctrl-C
 test: setup check  ## everything that can run on this machine
 	$(BIN)/python -m pytest $(ARGS)
 
-check: setup  ## linters, types, floors, templates, migrations
+check: setup  ## linters, types, floors, templates
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	find templates -name '*.html' -print0 | xargs -0r $(BIN)/djade --check --target-version 5.2
 	$(BIN)/djlint --quiet --lint templates
-	$(BIN)/python manage.py makemigrations --check --dry-run
 
 format: setup  ## put code and templates into shape
 	$(BIN)/ruff check --fix .

@@ -119,7 +119,7 @@ def _database(url: str) -> dict[str, Any]:
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
             # Under ASGI every request has a thread of its own, so connections must be pooled.
-            "pool": {"min_size": 0, "max_size": DATABASE_POOL_SIZE, "timeout": 30},
+            "pool": {"min_size": 0, "max_size": DATABASE_POOL_SIZE, "timeout": 10},
             # Only accounts.statements prepares; False for a pooler that cannot carry it.
             "prepare_threshold": 0 if env_bool("DATABASE_PREPARE", True) else None,
         },
