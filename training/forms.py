@@ -11,10 +11,12 @@ from django.conf import settings
 from accounts.models import Project
 from feedback.models import Campaign
 from inference.models import AliasName, Version
+from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Snapshot
 
-METHODS = ("dpo",)
+METHODS = tuple(ENGINE_METHODS)
+METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
 
 def _seed(help_text: str = "") -> forms.IntegerField:
@@ -83,7 +85,11 @@ class RunForm(forms.Form):
         empty_label=None,
         help_text="The plain base, or an adapter to train further.",
     )
-    method = forms.ChoiceField(choices=[(method, method.upper()) for method in METHODS])
+    # The page chooses the method by a tab, as each has arguments of its own.
+    method = forms.ChoiceField(
+        choices=[(method, METHOD_LABELS.get(method, method.upper())) for method in METHODS],
+        widget=forms.HiddenInput,
+    )
     seed = _seed("The same snapshot, arguments and seed give the same adapter.")
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:

@@ -198,7 +198,12 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     )
     arguments = ArgumentsForm(data, method=method)
     ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
-    context = {"form": form, "arguments": arguments, "has_snapshot": ready.exists()}
+    context = {
+        "form": form,
+        "method": method,
+        "arguments": arguments,
+        "has_snapshot": ready.exists(),
+    }
     template = "training/run_new.html"
     if data is None:
         return render(request, template, context)

@@ -20,7 +20,8 @@ from feedback.models import Campaign
 from inference.models import BaseModel, Version
 from tests.training.test_snapshots import all_tied, judge_all, strict, take_snapshot
 from training import charts
-from training.forms import ArgumentsForm
+from training.engine.arguments import argument_schema
+from training.forms import METHODS, ArgumentsForm
 from training.models import Evaluation, Run, RunMetric, RunNote, Snapshot
 
 Login = Callable[[User], Client]
@@ -588,3 +589,14 @@ def test_it_gives_times_that_a_person_can_read(
     page = login(lead).get(url("run", run.project, run.pk)).content.decode()
     assert json.dumps(run.arguments) not in page  # folded, indented, at the end
     assert "&quot;beta&quot;: 0.1" in page
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_form_with_its_own_arguments(
+    login: Login, owner: User, project: Project, snapshot: Snapshot, method: str
+) -> None:
+    page = login(owner).get(url("run_new", project), {"method": method})
+    assert page.status_code == 200
+    assert f'name="method" value="{method}"' in page.content.decode()
+    for row in argument_schema(method):
+        assert f'name="a-{row["name"]}"' in page.content.decode()
