@@ -55,6 +55,7 @@ INSERT INTO feedback_slot (campaign_id, item_id, index, shuffle, "order", state,
 SELECT %(campaign)s, item.id, index, 0, '{0,1,2,3}', 'filled', %(first_user)s + index, 1
   FROM feedback_item AS item, generate_series(0, %(overlap)s - 1) AS index
  WHERE item.campaign_id = %(campaign)s;
+ANALYZE;
 WITH response AS (
   SELECT item_id, array_agg(response.id ORDER BY position) AS ids
     FROM feedback_response AS response JOIN feedback_item AS item ON item.id = item_id
@@ -153,7 +154,7 @@ def measure(rankings: int) -> dict[str, Any]:
         }
         for statement in _FILL.split(";\n"):
             if statement.strip():
-                cursor.execute(statement, values)
+                cursor.execute(statement, values if "%(" in statement else None)
         cursor.execute("VACUUM ANALYZE")
     filled = time.perf_counter() - begin
     builds = []
