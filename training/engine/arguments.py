@@ -123,10 +123,10 @@ class Arguments:
     max_grad_norm: float = argument(
         1.0, "A step's gradient is scaled down to this norm; 0 leaves it alone.", minimum=0.0
     )
-    tuning: Literal["lora", "qlora4", "qlora8", "full"] = argument(
+    tuning: Literal["lora", "qlora4", "qlora8"] = argument(
         "lora",
-        "What is trained: a LoRA on the base as it is, a LoRA on the base held in 4-bit NF4 or in "
-        "8 bit, or all weights.",
+        "What carries the trained LoRA: the base as it is, or held in 4-bit NF4 or in 8 bit, "
+        "which needs less memory and more time.",
         source=f"{LORA_PAPER}; QLoRA, arXiv 2305.14314",
     )
     lora_r: int = argument(

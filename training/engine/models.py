@@ -101,9 +101,19 @@ def load_base(
             # bitsandbytes repacks weights at the first pass without gradient, for a kernel that
             # training cannot use; the reference and the policy have to be computed alike.
             module.support_avx512bf16_for_cpu = False
+    disable_dropout(model)
     if head == "score":
         model.config.pad_token_id = model.config.pad_token_id or 0
     return model if "quantization_config" in options else model.to(device)
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Turn the base's own dropout off, or policy and reference differ before the first step."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def add_adapter(

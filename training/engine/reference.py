@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from training.engine.data import Tree
+from training.engine.policy import Policy
+from training.engine.tree import build_pack
 
 CHECKSUM = 16  # bytes in front of the values
 Values = npt.NDArray[np.float32]
@@ -66,3 +69,16 @@ class ReferenceStore:
 
     def _checksum(self, path: Path, body: bytes) -> bytes:
         return hashlib.sha256(path.name.encode() + body).digest()[:CHECKSUM]
+
+
+@torch.no_grad()
+def store_group(store: ReferenceStore, policy: Policy, trees: Sequence[Tree]) -> None:
+    """Compute the log-probs of one pack of trees with the reference, and store them."""
+    pack = build_pack(trees, policy.device)
+    values = policy.token_logps(pack).cpu().numpy()
+    start = 0
+    for tree in trees:
+        for response in tree.responses:
+            end = start + len(response)
+            store.put(tree.prompt, response, values[start:end])
+            start = end

@@ -14,7 +14,7 @@ from typing import Any
 from training.engine.arguments import ArgumentError, Arguments, parse_arguments
 from training.engine.errors import RunError
 
-ENGINES = ("tree", "trl")
+ENGINES = ("tree",)
 
 
 @dataclass(frozen=True)

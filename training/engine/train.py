@@ -44,7 +44,7 @@ from training.engine.models import (
 )
 from training.engine.policy import Policy, choose_computation
 from training.engine.prove import read_proof, write_probe
-from training.engine.reference import ReferenceStore
+from training.engine.reference import ReferenceStore, store_group
 from training.engine.rundir import Run, var_folder, write_json
 from training.engine.threads import Threads
 from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
@@ -279,17 +279,10 @@ def fill_references(session: Session) -> None:
         session.events.note(f"Reference log-probs: {total - count} of {total} were stored already.")
     off = not keeps_parent(session.run)
     session.policy.model.eval()
-    with torch.no_grad(), without_adapter(session.policy.model, off=off):
+    with without_adapter(session.policy.model, off=off):
         for group in group_trees(missing, session.progress.token_budget):
             session.breathe()
-            pack = build_pack(group, session.device)
-            values = session.policy.token_logps(pack).cpu().numpy()
-            start = 0
-            for tree in group:
-                for response in tree.responses:
-                    end = start + len(response)
-                    session.store.put(tree.prompt, response, values[start:end])
-                    start = end
+            store_group(session.store, session.policy, group)
 
 
 def evaluate_before(session: Session) -> dict[str, float]:

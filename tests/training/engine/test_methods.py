@@ -109,6 +109,14 @@ def test_it_trains_on_a_quantised_base(
     assert report(directory)["evaluation"]["after"]["margin"] > 0
 
 
+def test_gradient_checkpointing_changes_nothing(make_run: MakeRun) -> None:
+    plain, sparing = make_run("plain"), make_run("less", arguments={"gradient_checkpointing": True})
+    for directory in (plain, sparing):
+        assert main([str(directory)]) == 0
+    pairs = zip(events(plain, "step"), events(sparing, "step"), strict=True)
+    assert all(one["loss"] == pytest.approx(other["loss"], abs=1e-5) for one, other in pairs)
+
+
 def test_sft_learns_from_answers_without_a_rival(make_run: MakeRun, tmp_path: Path) -> None:
     rows = [
         {
