@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,23 +379,6 @@ def test_the_hh_comparisons_come_in_whole(project: Project, lead: User) -> None:
     with HH.open("rb") as file:
         report, again = import_file(project=project, by=lead, file=file, filename=HH.name)
     assert (again, report.added, report.known) == (None, 0, 1796)
-
-
-def test_it_is_fast(project: Project, lead: User) -> None:
-    body = "word " * 60
-    values = [
-        {
-            "chosen": f"\n\nHuman: {body}{n}\n\nAssistant: A {body}",
-            "rejected": f"\n\nHuman: {body}{n}\n\nAssistant: B {body}",
-        }
-        for n in range(10_000)
-    ]
-    file = jsonl(values)
-    begin = time.perf_counter()
-    report, _ = import_file(project=project, by=lead, file=file, filename="a.jsonl")
-    speed = report.added / (time.perf_counter() - begin)
-    print(f"{speed:,.0f} rows/s")
-    assert speed > 1000, "5,000 on an idle machine; a test beside others asks less"
 
 
 # The page and REST
