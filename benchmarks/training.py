@@ -319,10 +319,23 @@ def trl_step(trainer: Any, tree: Any, case: dict[str, Any]) -> Callable[[], None
     def step() -> None:
         trainer.model.zero_grad(set_to_none=True)
         for batch, group in zip(batches, groups, strict=True):
-            loss = trainer.compute_loss(trainer.model, dict(batch))
+            if case["method"] == "orpo" and case["what"] == "error":
+                loss = orpo_on_responses(trainer, batch)
+            else:
+                loss = trainer.compute_loss(trainer.model, dict(batch))
             (loss * len(group) / len(pairs)).backward()
 
     return step
+
+
+def orpo_on_responses(trainer: Any, batch: Any) -> Any:
+    """Return ORPO from TRL's own log-probs and odds, learning the response alone as ours does.
+
+    TRL's likelihood term is over the prompt too, so its whole loss cannot be compared.
+    """
+    chosen, rejected, *_ = trainer.concatenated_forward(trainer.model, batch)
+    odds_term = trainer.odds_ratio_loss(chosen, rejected)[0]
+    return -(chosen + odds_term).mean()
 
 
 def randomise(model: Any) -> None:
