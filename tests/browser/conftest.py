@@ -19,9 +19,12 @@ from tests.services_plugin import CHROMIUM_NAMES
 OPTIONS = ["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Return the system's Chromium, started once."""
+    """Return the system's Chromium, started once a module.
+
+    Not once a session: Playwright's loop would go on in this thread and break what runs its own.
+    """
     # Playwright's synchronous interface runs a loop in this thread; Django would refuse queries.
     before = os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
