@@ -16,6 +16,8 @@ Memory is flat: rows come from a server-side cursor and leave in row groups of b
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -119,9 +121,9 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
         draft.mkdir(parents=True)
         manifest = _write(snapshot, draft)
         path = _publish(draft, root, manifest["digest"])
-    except (ProductError, AssertionError, OSError) as error:
+    except Exception as error:  # whatever it is, the page has to say that it will not come
         Snapshot.objects.filter(pk=snapshot_id).update(
-            state=Snapshot.State.FAILED, reason=str(error)[:500]
+            state=Snapshot.State.FAILED, reason=_plain_reason(error)[:500]
         )
         raise
     finally:
@@ -136,6 +138,16 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
         raise Conflict("This snapshot was changed while it was being built.")
     snapshot.refresh_from_db()
     return snapshot
+
+
+def _plain_reason(error: Exception) -> str:
+    """Say why a build failed, and what to do where that is known."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            "No space left where snapshots are written. Nothing was kept of this one; "
+            "free some space and take it again."
+        )
+    return str(error) or type(error).__name__
 
 
 def is_heldout(prompt_id: str, fraction: float) -> bool:
@@ -184,9 +196,12 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
             part.add(judged)
         for part in parts.values():
             part.flush()
-    finally:
-        for part in parts.values():
             part.writer.close()
+    except BaseException:
+        for part in parts.values():
+            with contextlib.suppress(Exception):  # the draft goes; the first error is the one told
+                part.writer.close()
+        raise
     ledger.check()
     if ledger.pairs == 0:
         raise ProductError(
@@ -355,11 +370,20 @@ def _file_digest(path: Path) -> str:
 def _publish(draft: Path, root: Path, digest: str) -> Path:
     """Move a finished draft to its content address; an equal one already there stays."""
     for file in draft.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _sync(file)
+    _sync(draft)
     target = root / digest[:2] / digest
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         os.rename(draft, target)
+        _sync(target.parent)
     return target
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, through a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
