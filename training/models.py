@@ -61,8 +61,37 @@ class Snapshot(models.Model):
         return f"snapshot {self.pk} ({self.digest[:12] or self.state})"
 
     @property
+    def label(self) -> str:
+        return f"Snapshot {self.pk}"
+
+    @property
+    def standing(self) -> str:
+        """Return the state as a person asks for it."""
+        return str(self.state)
+
+    @property
     def folder(self) -> Path:
         return Path(settings.ARTIFACTS_DIR) / self.path
+
+
+class SnapshotSource(models.Model):
+    """How many of an annotator's judgements in a campaign gave rows of a snapshot."""
+
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.CASCADE, related_name="sources")
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="+")
+    annotator = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    judgements = models.PositiveIntegerField()
+
+    class Meta:
+        ordering = ["snapshot", "campaign", "-judgements"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["snapshot", "campaign", "annotator"], name="snapshot_source_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.judgements} by {self.annotator_id} in snapshot {self.snapshot_id}"
 
 
 class RunQuerySet(models.QuerySet["Run"]):

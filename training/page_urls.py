@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import views
+from training import views, views_lineage
 
 urlpatterns = [
     path("snapshots/", views.snapshot_index, name="snapshots"),
     path("snapshots/<int:pk>/", views.snapshot, name="snapshot"),
     path("snapshots/<int:pk>/body", views.snapshot_body, name="snapshot_body"),
+    path("lineage/<str:kind>/<str:key>/", views_lineage.lineage, name="lineage"),
     path("runs/", views.run_index, name="runs"),
     path("runs/new", views.run_new, name="run_new"),
     path("runs/<int:pk>/", views.run, name="run"),

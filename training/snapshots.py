@@ -38,6 +38,7 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
 from feedback.models import Campaign, text_digest
+from training import lineage
 from training.ledger import Exclusion, Ledger, exclusion_of, margin_of, pairs_of
 from training.models import Snapshot
 
@@ -137,6 +138,7 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
     if not ready:
         raise Conflict("This snapshot was changed while it was being built.")
     snapshot.refresh_from_db()
+    lineage.record_sources(snapshot=snapshot)
     return snapshot
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api
+from training import api, api_lineage
 
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
@@ -17,6 +17,12 @@ urlpatterns = [
         api.SnapshotExportView.as_view(),
         name="api_snapshot_export",
     ),
+    path("api/snapshots/<int:pk>/lineage", api_lineage.SnapshotLineageView.as_view()),
+    path("api/runs/<int:pk>/lineage", api_lineage.RunLineageView.as_view()),
+    path("api/versions/<int:pk>/lineage", api_lineage.VersionLineageView.as_view()),
+    path("api/prompts/<int:pk>/lineage", api_lineage.PromptLineageView.as_view()),
+    path("api/judgements/<uuid:pk>/lineage", api_lineage.JudgementLineageView.as_view()),
+    path("api/annotators/<int:pk>/lineage", api_lineage.AnnotatorLineageView.as_view()),
     path("api/runs/", api.RunsView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),
     path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view(), name="api_run_metrics"),

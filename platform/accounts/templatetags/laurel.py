@@ -41,7 +41,7 @@ NAVIGATION = [
         {"campaign", "campaign_new", "campaign_state", "prompts"}
         | {"campaign_quality", "campaign_leaderboard"},
     ),
-    ("Data", "snapshots", Role.LEAD, {"snapshot"}),
+    ("Data", "snapshots", Role.LEAD, {"snapshot", "lineage"}),
     ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),
     (
         "Versions",
