@@ -78,7 +78,8 @@ def verdicts(judged: Iterable[Judged]) -> list[Verdict]:
     found = []
     for one in judged:
         if one.ranking is None:
-            assert one.thumb is not None
+            if one.thumb is None:
+                continue  # ratings alone say nothing of which is better
             found.append(Verdict(one.item, one.item, one.annotator, one.thumb))
             continue
         place = {response: index for index, group in enumerate(one.ranking) for response in group}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.db.models import QuerySet
 from django.http import Http404
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
@@ -18,7 +18,7 @@ from accounts.access import ProjectAPIView
 from accounts.errors import TooLarge
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
-from feedback import assignment, importing, services
+from feedback import assignment, extras, importing, services
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -28,6 +28,8 @@ from feedback.models import (
     Slot,
 )
 from inference.models import Completion
+
+T = TypeVar("T")
 
 
 class PromptSerializer(serializers.ModelSerializer[Prompt]):
@@ -63,8 +65,51 @@ class PromptsView(ProjectAPIView):
         return Response(PromptSerializer(prompts, many=True).data, status=201)
 
 
+class LabelInput(serializers.Serializer[Any]):
+    """A choice by name; the key is made from the label where it is left out."""
+
+    key = serializers.CharField(max_length=40, required=False)
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]
+
+
+class ScaleInput(LabelInput):
+    """A Likert scale from 1 to ``levels``."""
+
+    low = serializers.CharField(max_length=80, allow_blank=True, default="")
+    high = serializers.CharField(max_length=80, allow_blank=True, default="")
+    levels = serializers.IntegerField(min_value=2, max_value=7, default=5)
+
+
+class ExtrasInput(serializers.Serializer[Any]):
+    """What a campaign asks beside its kind."""
+
+    preset = serializers.ChoiceField(
+        choices=list(extras.PRESETS), required=False, help_text="Scales before those of “ratings”."
+    )
+    ratings = ScaleInput(many=True, default=list)
+    safety = LabelInput(many=True, default=list, help_text="Labels, one for each response.")
+    reasons = LabelInput(many=True, default=list)
+    rationale = serializers.ChoiceField(
+        choices=extras.Wanted.choices, default=extras.Wanted.OPTIONAL.value
+    )
+    correction = serializers.ChoiceField(
+        choices=extras.Wanted.choices, default=extras.Wanted.OFF.value
+    )
+
+
+class ExtrasOutput(serializers.Serializer[Any]):
+    """What a campaign asks beside its kind, keys filled in."""
+
+    ratings = ScaleInput(many=True)
+    safety = LabelInput(many=True)
+    reasons = LabelInput(many=True)
+    rationale = serializers.CharField()
+    correction = serializers.CharField()
+
+
 class CampaignSerializer(serializers.ModelSerializer[Campaign]):
     project = serializers.CharField(source="project.slug")
+    extras = serializers.SerializerMethodField()
     slots = serializers.SerializerMethodField()
     filled = serializers.SerializerMethodField()
 
@@ -75,6 +120,7 @@ class CampaignSerializer(serializers.ModelSerializer[Campaign]):
             "project",
             "name",
             "kind",
+            "extras",
             "instructions",
             "state",
             "reason",
@@ -86,6 +132,11 @@ class CampaignSerializer(serializers.ModelSerializer[Campaign]):
             "filled",
             "created_at",
         ]
+
+    @extend_schema_field(ExtrasOutput)
+    def get_extras(self, campaign: Campaign) -> dict[str, Any]:
+        """Return what is asked beside the kind."""
+        return extras.stored(campaign.extras).as_dict()
 
     def get_slots(self, campaign: Campaign) -> int | None:
         """Return how many judgements it takes, where the progress was counted."""
@@ -112,6 +163,7 @@ class CampaignsView(ProjectAPIView):
         sources = Source(many=True)
         judgements_per_item = serializers.IntegerField(min_value=1, max_value=50, default=3)
         responses_per_item = serializers.IntegerField(min_value=1, max_value=9, default=4)
+        extras = ExtrasInput(required=False)
         instructions = serializers.CharField(max_length=20_000, allow_blank=True, default="")
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
@@ -186,6 +238,7 @@ def task_json(task: assignment.Task, campaign: Campaign) -> dict[str, Any]:
         "lease_seconds": settings.LEASE_SECONDS,
         "campaign": campaign.pk,
         "kind": campaign.kind,
+        "extras": extras.stored(campaign.extras).as_dict(),
         "messages": task.messages,
         "responses": [{"id": r.pk, "text": r.text} for r in task.responses],
     }
@@ -204,6 +257,7 @@ class TaskOutput(serializers.Serializer[Any]):
     lease_seconds = serializers.IntegerField()
     campaign = serializers.IntegerField()
     kind = serializers.CharField()
+    extras = ExtrasOutput()
     messages = serializers.ListField(child=serializers.DictField())
     responses = ResponseOutput(many=True)
 
@@ -250,11 +304,23 @@ class JudgementSerializer(serializers.ModelSerializer[Judgement]):
             "strength",
             "both_bad",
             "comment",
+            "ratings",
+            "safety",
+            "reasons",
+            "correction",
+            "corrected",
             "shown",
             "seconds",
             "created_at",
             "retracted_at",
         ]
+
+
+def _by_response(value: dict[str, T]) -> dict[int, T]:
+    try:
+        return {int(response): said for response, said in value.items()}
+    except ValueError:
+        raise serializers.ValidationError("The keys are ids of responses.") from None
 
 
 class AnswerInput(serializers.Serializer[Any]):
@@ -273,7 +339,29 @@ class AnswerInput(serializers.Serializer[Any]):
     strength = serializers.IntegerField(required=False, allow_null=True)
     both_bad = serializers.BooleanField(default=False)
     comment = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
+    ratings = serializers.DictField(
+        child=serializers.DictField(child=serializers.IntegerField()),
+        default=dict,
+        help_text="Levels by response id, then by the key of the scale.",
+    )
+    safety = serializers.DictField(
+        child=serializers.CharField(), default=dict, help_text="A label by response id."
+    )
+    reasons = serializers.ListField(child=serializers.CharField(), default=list)
+    correction = serializers.CharField(
+        allow_blank=True,
+        default="",
+        trim_whitespace=False,
+        help_text="What the response “corrected” should have said.",
+    )
+    corrected = serializers.IntegerField(required=False, allow_null=True)
     seconds = serializers.FloatField(min_value=0, required=False, allow_null=True)
+
+    def validate_ratings(self, value: dict[str, dict[str, int]]) -> dict[int, dict[str, int]]:
+        return _by_response(value)
+
+    def validate_safety(self, value: dict[str, str]) -> dict[int, str]:
+        return _by_response(value)
 
     def answer(self) -> assignment.Answer:
         """Return the validated content as the service takes it."""

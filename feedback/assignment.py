@@ -22,8 +22,10 @@ from django.db.models.functions import Now
 from accounts.errors import Conflict, ProductError, TooLarge
 from accounts.models import Membership, User
 from accounts.statements import one_row
+from feedback import extras
 from feedback.models import (
     MAX_COMMENT,
+    MAX_CORRECTION,
     UNDO_WINDOW,
     Campaign,
     Item,
@@ -85,8 +87,9 @@ _SLOT_FIELDS = ["id", "campaign_id", "item_id", "order", "token"]
 _RESPONSE_FIELDS = ["id", "item_id", "position", "text"]
 
 _LOOK_UP = """
-SELECT slot.item_id, slot.campaign_id, campaign.project_id, campaign.kind, campaign.state,
-       slot."order", membership.id, membership.role, responses.positions, responses.ids, earlier.id
+SELECT slot.item_id, slot.campaign_id, campaign.project_id, campaign.kind, campaign.extras,
+       campaign.state, slot."order", membership.id, membership.role, responses.positions,
+       responses.ids, earlier.id
   FROM feedback_slot AS slot
   JOIN feedback_campaign AS campaign ON campaign.id = slot.campaign_id
   LEFT JOIN accounts_membership AS membership
@@ -105,10 +108,12 @@ WITH filled AS (
   RETURNING id, item_id, campaign_id
 )
 INSERT INTO feedback_judgement (client_id, slot_id, item_id, campaign_id, annotator_id, ranking,
-                                thumb, strength, both_bad, comment, shown, seconds, retracted_why)
+                                thumb, strength, both_bad, comment, ratings, safety, reasons,
+                                correction, corrected_id, shown, seconds, retracted_why)
 SELECT %(client_id)s, id, item_id, campaign_id, %(me)s, %(ranking)s::jsonb, %(thumb)s::smallint,
-       %(strength)s::smallint, %(both_bad)s, %(comment)s, %(shown)s::bigint[], %(seconds)s::float8,
-       ''
+       %(strength)s::smallint, %(both_bad)s, %(comment)s, %(ratings)s::jsonb, %(safety)s::jsonb,
+       %(reasons)s::varchar[], %(correction)s, %(corrected)s::bigint, %(shown)s::bigint[],
+       %(seconds)s::float8, ''
   FROM filled
 RETURNING id, created_at
 """
@@ -130,15 +135,23 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an annotator sends; exactly one of ranking and thumb."""
+    """What an annotator sends: a ranking or a thumb (neither where a campaign only rates).
+
+    ``ratings`` are levels from 1 by response id and scale, ``safety`` labels by response id;
+    ``correction`` is what ``corrected`` should have said.
+    """
 
     ranking: list[list[int]] | None = None
     thumb: int | None = None
     strength: int | None = None
     both_bad: bool = False
     comment: str = ""
+    ratings: dict[int, dict[str, int]] = field(default_factory=dict)
+    safety: dict[int, str] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    correction: str = ""
+    corrected: int | None = None
     seconds: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def orders(*, item_id: int, seed: int, responses: int, slots: int) -> list[list[int]]:
@@ -250,14 +263,16 @@ def find_place(*, slot_id: int, client_id: uuid.UUID, annotator: User) -> Place 
     row = one_row(_LOOK_UP, {"slot": slot_id, "me": annotator.pk, "client_id": client_id})
     if row is None:
         return None
-    item_id, campaign_id, project_id, kind, state, order, *rest = row
+    item_id, campaign_id, project_id, kind, asked, state, order, *rest = row
     membership_id, role, positions, response_ids, earlier = rest
     by_position = dict(zip(positions, response_ids, strict=True))
     return Place(
         slot_id=slot_id,
         item_id=item_id,
         campaign=Campaign.from_db(
-            None, ["id", "project_id", "kind", "state"], [campaign_id, project_id, kind, state]
+            None,
+            ["id", "project_id", "kind", "extras", "state"],
+            [campaign_id, project_id, kind, json.loads(asked), state],
         ),
         membership=Membership(
             id=membership_id, user_id=annotator.pk, project_id=project_id, role=role
@@ -289,7 +304,7 @@ def submit(
         raise ProductError("There is no such task here. Take the next one.")
     if place.earlier and (earlier := _replayed(client_id, annotator, slot_id)) is not None:
         return earlier
-    _check(answer, kind=place.campaign.kind, response_ids=place.shown)
+    _check(answer, campaign=place.campaign, response_ids=place.shown)
     values = {
         "slot": slot_id,
         "token": token,
@@ -300,6 +315,11 @@ def submit(
         "strength": answer.strength,
         "both_bad": answer.both_bad,
         "comment": answer.comment,
+        "ratings": json.dumps(answer.ratings),
+        "safety": json.dumps(answer.safety),
+        "reasons": answer.reasons,
+        "correction": answer.correction,
+        "corrected": answer.corrected,
         "shown": place.shown,
         "seconds": answer.seconds,
     }
@@ -328,6 +348,11 @@ def submit(
         strength=answer.strength,
         both_bad=answer.both_bad,
         comment=answer.comment,
+        ratings={str(response): levels for response, levels in answer.ratings.items()},
+        safety={str(response): label for response, label in answer.safety.items()},
+        reasons=answer.reasons,
+        correction=answer.correction,
+        corrected_id=answer.corrected,
         shown=place.shown,
         seconds=answer.seconds,
     )
@@ -344,17 +369,44 @@ def _replayed(client_id: uuid.UUID, annotator: User, slot_id: int) -> Judgement 
     return earlier
 
 
-def _check(answer: Answer, *, kind: str, response_ids: list[int]) -> None:
-    """Refuse an answer that is not whole or not about these responses."""
-    if len(answer.comment) > MAX_COMMENT:
-        raise TooLarge(
-            f"The comment has {len(answer.comment):,} characters; {MAX_COMMENT:,} is the most. "
-            "Shorten it."
-        )
-    if kind == Campaign.Kind.THUMBS:
+def _check(answer: Answer, *, campaign: Campaign, response_ids: list[int]) -> None:
+    """Refuse an answer that is not whole, not about these responses, or not what was asked."""
+    for name, text, most in (
+        ("comment", answer.comment, MAX_COMMENT),
+        ("correction", answer.correction, MAX_CORRECTION),
+    ):
+        if len(text) > most:
+            raise TooLarge(
+                f"The {name} has {len(text):,} characters; {most:,} is the most. Shorten it."
+            )
+    if campaign.kind == Campaign.Kind.THUMBS:
         if answer.thumb not in (-1, 1) or answer.ranking is not None:
             raise ProductError("Send “thumb” as 1 (up) or -1 (down), and no ranking.")
-        return
+    elif campaign.kind == Campaign.Kind.RATING:
+        if answer.thumb is not None or answer.ranking is not None:
+            raise ProductError("Send “ratings”, and neither a ranking nor a thumb.")
+    else:
+        _check_ranking(answer, response_ids)
+    extras.check(
+        extras.Given(
+            ratings=answer.ratings,
+            safety=answer.safety,
+            reasons=answer.reasons,
+            comment=answer.comment,
+            correction=answer.correction,
+            corrected=answer.corrected,
+        ),
+        asked=extras.stored(campaign.extras),
+        response_ids=response_ids,
+    )
+    if (
+        answer.corrected is not None
+        and Response.objects.filter(pk=answer.corrected, text=answer.correction).exists()
+    ):
+        raise ProductError("The correction says what the response says. Change it, or leave it.")
+
+
+def _check_ranking(answer: Answer, response_ids: list[int]) -> None:
     if answer.ranking is None or answer.thumb is not None:
         raise ProductError("Send a “ranking” (groups of response ids, best first), and no thumb.")
     named = [response_id for group in answer.ranking for response_id in group]

@@ -22,6 +22,7 @@ MAX_COMMENT = 10_000
 MAX_CORRECTION = 50_000
 MAX_RESPONSES = 9
 UNDO_WINDOW = timedelta(minutes=10)
+EMPTY = models.Value({}, models.JSONField())
 
 
 def text_digest(value: Any) -> str:
@@ -89,6 +90,7 @@ class Campaign(models.Model):
         RANKING = "ranking", "rank all responses"
         PAIRWISE = "pairwise", "compare two responses"
         THUMBS = "thumbs", "thumb up or down for one response"
+        RATING = "rating", "rate each response on scales"
 
     class State(models.TextChoices):
         GENERATING = "generating", "generating responses"
@@ -100,6 +102,8 @@ class Campaign(models.Model):
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="campaigns")
     name = models.CharField(max_length=120)
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.RANKING)
+    # What is asked beside the kind, as feedback.extras reads it.
+    extras = models.JSONField(default=dict, blank=True, db_default=EMPTY)
     instructions = models.TextField(blank=True, max_length=20_000)
     state = models.CharField(max_length=10, choices=State.choices, default=State.GENERATING)
     reason = models.CharField(max_length=500, blank=True)
@@ -135,6 +139,10 @@ class Campaign(models.Model):
             models.CheckConstraint(
                 condition=~Q(kind="ranking") | Q(responses_per_item__gte=2),
                 name="ranking_has_two_or_more",
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind="rating") | Q(extras__ratings__0__isnull=False),
+                name="rating_has_a_scale",
             ),
         ]
 
@@ -293,6 +301,15 @@ class Judgement(models.Model):
     strength = models.PositiveSmallIntegerField(null=True, blank=True)
     both_bad = models.BooleanField(default=False)
     comment = models.TextField(blank=True, max_length=MAX_COMMENT)
+    # {"response id": {"scale": level from 1}} and {"response id": "label"}, as the campaign asked.
+    ratings = models.JSONField(default=dict, blank=True, db_default=EMPTY)
+    safety = models.JSONField(default=dict, blank=True, db_default=EMPTY)
+    reasons = ArrayField(models.CharField(max_length=40), default=list, blank=True, db_default=[])
+    # What the annotator would have liked ``corrected`` to say.
+    correction = models.TextField(blank=True, max_length=MAX_CORRECTION, db_default="")
+    corrected = models.ForeignKey(
+        Response, on_delete=models.PROTECT, null=True, blank=True, related_name="+", db_index=False
+    )
     # Response ids from left to right, as they were shown.
     shown = ArrayField(models.BigIntegerField())
     seconds = models.FloatField(null=True, blank=True)
@@ -317,8 +334,14 @@ class Judgement(models.Model):
                 name="one_standing_judgement_per_annotator_and_item",
             ),
             models.CheckConstraint(
-                condition=Q(ranking__isnull=False) ^ Q(thumb__isnull=False),
-                name="a_ranking_or_a_thumb",
+                condition=(Q(ranking__isnull=False) ^ Q(thumb__isnull=False))
+                | (Q(ranking__isnull=True, thumb__isnull=True) & ~Q(ratings={})),
+                name="a_ranking_a_thumb_or_ratings",
+            ),
+            models.CheckConstraint(
+                condition=Q(corrected__isnull=True, correction="")
+                | (Q(corrected__isnull=False) & ~Q(correction="")),
+                name="a_correction_is_of_a_response",
             ),
             models.CheckConstraint(
                 condition=Q(thumb__isnull=True) | Q(thumb__in=[-1, 1]), name="thumb_up_or_down"

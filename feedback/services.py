@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from accounts.errors import Conflict, ProductError, TooLarge, Unavailable
 from accounts.models import Project, User
 from accounts.services import audit
 from feedback.assignment import make_slots
+from feedback.extras import define
 from feedback.models import (
     MAX_COMMENT,
     MAX_CORRECTION,
@@ -101,6 +102,7 @@ def create_campaign(
     responses_per_item: int = 4,
     instructions: str = "",
     seed: int = 0,
+    extras: Mapping[str, Any] | None = None,
 ) -> Campaign:
     """Create a campaign and queue the generation of its responses."""
     from feedback.tasks import generate_responses
@@ -113,10 +115,14 @@ def create_campaign(
         responses_per_item = 1
     elif kind == Campaign.Kind.PAIRWISE:
         responses_per_item = 2
+    asked = define(extras or {})
+    if kind == Campaign.Kind.RATING and not asked.ratings:
+        raise ProductError("Name at least one scale on which the responses are rated.")
     campaign = Campaign(
         project=project,
         name=name,
         kind=kind,
+        extras=asked.as_dict(),
         instructions=instructions,
         judgements_per_item=judgements_per_item,
         responses_per_item=responses_per_item,

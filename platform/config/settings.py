@@ -185,6 +185,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/",
     "ENUM_NAME_OVERRIDES": {
         "CampaignKind": "feedback.models.Campaign.Kind",
+        "Wanted": "feedback.extras.Wanted",
         "MoveKind": "inference.models.AliasMove.Kind",
     },
 }
