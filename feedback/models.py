@@ -11,11 +11,12 @@ from typing import Any
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Count, F, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce, Now
+from django.db.models import Count, Exists, F, OuterRef, Q, Subquery
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast, Coalesce, Now
 from django.utils import timezone
 
-from accounts.models import Project, User
+from accounts.models import Event, Project, User, WebhookMessage
 from inference.models import Completion
 
 MAX_COMMENT = 10_000
@@ -81,6 +82,23 @@ class CampaignQuerySet(models.QuerySet["Campaign"]):
             filled_count=count(Slot.objects.filter(state=Slot.State.FILLED)),
             item_count=count(Item.objects.all()),
         )
+
+    def complete_and_untold(self) -> CampaignQuerySet:
+        """Return the campaigns with every slot filled since a webhook last heard of that.
+
+        They stay locked until commit, so that two workers do not both tell.
+        """
+        slots = Slot.objects.filter(campaign=OuterRef("pk"))
+        latest = Judgement.objects.filter(campaign=OuterRef(OuterRef("pk"))).order_by("-id")
+        told = WebhookMessage.objects.annotate(
+            campaign=Cast(KT("data__campaign"), models.BigIntegerField())
+        ).filter(
+            event=Event.CAMPAIGN_COMPLETED,
+            campaign=OuterRef("pk"),
+            created_at__gte=Subquery(latest.values("created_at")[:1]),
+        )
+        complete = Exists(slots) & ~Exists(slots.exclude(state=Slot.State.FILLED))
+        return self.filter(complete, ~Exists(told)).select_for_update(skip_locked=True)
 
 
 class Campaign(models.Model):

@@ -15,8 +15,9 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from accounts.errors import Conflict, ProductError, TooLarge, Unavailable
-from accounts.models import Project, User
+from accounts.models import Event, Project, User, Webhook
 from accounts.services import audit
+from accounts.webhooks import emit
 from feedback.assignment import make_slots
 from feedback.extras import define
 from feedback.models import (
@@ -313,6 +314,25 @@ def set_campaign_state(*, campaign: Campaign, state: Campaign.State, by: User) -
     if not changed:
         raise Conflict("The responses of this campaign are not ready yet.")
     audit(project=campaign.project, by=by, action=f"campaign.{state}", target=campaign.name)
+
+
+@transaction.atomic
+def tell_completed_campaigns() -> int:
+    """Queue ``campaign.completed`` for each campaign whose slots are all filled; return how many.
+
+    A campaign is told of again only after a judgement that came later, as after an undo.
+    """
+    told = 0
+    asking = Webhook.objects.filter(active=True, events__contains=[Event.CAMPAIGN_COMPLETED])
+    for project in Project.objects.filter(webhooks__in=asking).distinct():
+        for campaign in Campaign.objects.filter(project=project).complete_and_untold():
+            emit(
+                project=project,
+                event=Event.CAMPAIGN_COMPLETED,
+                data={"campaign": campaign.pk, "name": campaign.name},
+            )
+            told += 1
+    return told
 
 
 def give_feedback(

@@ -17,3 +17,11 @@ def resume_stalled_generations() -> None:
     from feedback import services
 
     services.resume_stalled_generations()
+
+
+@shared_task(name="feedback.tasks.tell_completed_campaigns")
+def tell_completed_campaigns() -> None:
+    """Tell webhooks of campaigns that have all their judgements; runs every minute."""
+    from feedback import services
+
+    services.tell_completed_campaigns()

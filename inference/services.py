@@ -15,8 +15,9 @@ from django.db import transaction
 from django.db.models import Max
 
 from accounts.errors import Conflict, ProductError
-from accounts.models import Project, User
+from accounts.models import Event, Project, User
 from accounts.services import audit
+from accounts.webhooks import emit
 from inference import artifacts, client
 from inference.models import Alias, AliasMove, AliasName, BaseModel, Version
 
@@ -240,6 +241,17 @@ def _move(
             action=f"alias.{kind}",
             target=f"{alias_name} → {version.name}",
             why=why,
+        )
+        emit(
+            project=project,
+            event=Event.ALIAS_MOVED,
+            data={
+                "alias": alias_name,
+                "kind": str(kind),
+                "from": before.name if before is not None else None,
+                "to": version.name,
+                "why": why,
+            },
         )
     return move
 

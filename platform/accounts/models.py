@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from typing import Any
 
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
+from django.db.models.functions import Now
 from django.utils.text import slugify
 from knox.models import AbstractAuthToken, AuthTokenManager
 
@@ -129,3 +132,110 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target}"
+
+
+class Event(models.TextChoices):
+    """What a project can have posted to an address of its own."""
+
+    JUDGEMENT_CREATED = "judgement.created", "a judgement was stored"
+    JUDGEMENT_RETRACTED = "judgement.retracted", "a judgement was taken back"
+    CAMPAIGN_OPENED = "campaign.opened", "a campaign takes judgements"
+    CAMPAIGN_PAUSED = "campaign.paused", "a campaign was paused"
+    CAMPAIGN_COMPLETED = "campaign.completed", "a campaign has all its judgements"
+    CAMPAIGN_CLOSED = "campaign.closed", "a campaign was closed"
+    CAMPAIGN_FAILED = "campaign.failed", "a campaign's responses could not be generated"
+    ALIAS_MOVED = "alias.moved", "a version was promoted or rolled back"
+
+
+class WebhookQuerySet(models.QuerySet["Webhook"]):
+    def free(self) -> WebhookQuerySet:
+        """Return the active webhooks for which no worker is sending."""
+        return self.filter(active=True).exclude(sending_until__gt=Now())
+
+
+class Webhook(models.Model):
+    """An address that is told of a project's events, signed as Standard Webhooks says."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="webhooks")
+    url = models.URLField(max_length=500)
+    events = ArrayField(models.CharField(max_length=30, choices=Event.choices))
+    # Sealed by accounts.sealing: a copy of the database signs nothing.
+    secret = models.TextField()
+    active = models.BooleanField(default=True)
+    # Why it was switched off by us rather than by an admin.
+    reason = models.CharField(max_length=300, blank=True)
+    # The lease of the worker that sends for it now, or a pause after a time-out.
+    sending_until = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = WebhookQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class MessageQuerySet(models.QuerySet["WebhookMessage"]):
+    def due(self) -> MessageQuerySet:
+        """Return the messages whose next attempt is not in the future."""
+        return self.filter(state=WebhookMessage.State.PENDING, due_at__lte=Now())
+
+
+class WebhookMessage(models.Model):
+    """One event on its way to one address; written in the transaction of the event itself."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", "pending"
+        DELIVERED = "delivered", "delivered"
+        FAILED = "failed", "given up"
+
+    key = models.UUIDField(default=uuid.uuid4, unique=True)
+    webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="messages")
+    event = models.CharField(max_length=30, choices=Event.choices)
+    data = models.JSONField()
+    state = models.CharField(max_length=10, choices=State.choices, db_default=State.PENDING)
+    attempts = models.PositiveSmallIntegerField(db_default=0)
+    due_at = models.DateTimeField(db_default=Now())
+    status_code = models.PositiveSmallIntegerField(null=True, blank=True)
+    error = models.CharField(max_length=300, blank=True, db_default="")
+    created_at = models.DateTimeField(db_default=Now())
+    delivered_at = models.DateTimeField(null=True, blank=True)
+
+    objects = MessageQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(state="delivered", delivered_at__isnull=False)
+                | ~models.Q(state="delivered") & models.Q(delivered_at__isnull=True),
+                name="delivered_says_when",
+            )
+        ]
+        indexes = [
+            models.Index(
+                fields=["webhook", "due_at"],
+                condition=models.Q(state="pending"),
+                name="webhook_message_due",
+            ),
+            models.Index(fields=["webhook", "-id"], name="webhook_message_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event} for {self.webhook_id}"
+
+    @property
+    def message_id(self) -> str:
+        """Return the id by which its receiver knows a repeated delivery."""
+        return f"msg_{self.key.hex}"
+
+    @property
+    def body(self) -> str:
+        """Return the JSON that is signed and sent: type, timestamp and data."""
+        said = {"type": self.event, "timestamp": self.created_at.isoformat(), "data": self.data}
+        return json.dumps(said, ensure_ascii=False)

@@ -10,4 +10,4 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 app = Celery("laurel")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-app.autodiscover_tasks(["inference", "feedback", "training"])
+app.autodiscover_tasks(["accounts", "inference", "feedback", "training"])

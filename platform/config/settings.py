@@ -184,6 +184,7 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/",
     "ENUM_NAME_OVERRIDES": {
+        "WebhookEvent": "accounts.models.Event",
         "CampaignKind": "feedback.models.Campaign.Kind",
         "Wanted": "feedback.extras.Wanted",
         "MoveKind": "inference.models.AliasMove.Kind",
@@ -209,6 +210,15 @@ CELERY_BEAT_SCHEDULE = {
     "resume stalled generations": {
         "task": "feedback.tasks.resume_stalled_generations",
         "schedule": 30.0,
+    },
+    "tell completed campaigns": {
+        "task": "feedback.tasks.tell_completed_campaigns",
+        "schedule": 60.0,
+    },
+    "deliver webhooks": {"task": "accounts.tasks.deliver_webhooks", "schedule": 5.0},
+    "forget webhook messages": {
+        "task": "accounts.tasks.forget_webhook_messages",
+        "schedule": 86_400.0,
     },
 }
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -242,6 +252,8 @@ RUN_STALE_SECONDS = env_int("RUN_STALE_SECONDS", 30)
 RUN_MAX_ATTEMPTS = env_int("RUN_MAX_ATTEMPTS", 5)
 # Functions that may judge evaluations; naming one runs it, so only a site's own are allowed.
 EVALUATION_RULES = env_list("EVALUATION_RULES", ["training.rules:concise"])
+# Off: an admin of one project could post into the site's own network.
+WEBHOOKS_TO_PRIVATE_ADDRESSES = env_bool("WEBHOOKS_TO_PRIVATE_ADDRESSES", False)
 RUN_LAUNCHER = os.environ.get("RUN_LAUNCHER", "local")
 
 # Logs: one JSON line an event, no secret in it

@@ -25,10 +25,11 @@ ALLOWED_TAGS = set(_TAGS.split())
 ALLOWED_ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
 
 STATE_KINDS = {
-    "good": {"open", "ready", "succeeded", "done", "production", "passed", "active"},
-    "busy": {"generating", "queued", "building", "running", "leased", "loading"},
+    "good": {"open", "ready", "succeeded", "done", "production", "passed", "active"}
+    | {"delivered"},
+    "busy": {"generating", "queued", "building", "running", "leased", "loading"} | {"pending"},
     "warn": {"paused", "interrupted", "canary", "expired", "complaint"},
-    "bad": {"failed", "revoked"},
+    "bad": {"failed", "revoked", "given up"},
 }
 
 # label, page name, least role, further page names under it
@@ -52,7 +53,12 @@ NAVIGATION = [
     ),
     ("Chat", "chat", Role.ANNOTATOR, set()),
     ("Feedback", "feedback_list", Role.LEAD, {"completion"}),
-    ("Settings", "tokens", Role.ANNOTATOR, {"members", "member_role", "member_remove"}),
+    (
+        "Settings",
+        "tokens",
+        Role.ANNOTATOR,
+        {"members", "member_role", "member_remove", "webhooks", "webhook"},
+    ),
 ]
 
 
