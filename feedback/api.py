@@ -419,7 +419,7 @@ class JudgementsView(ProjectAPIView):
         )
         following = None
         if values["next"]:
-            task = assignment.claim(campaign=place.campaign, annotator=self.user)
+            task = assignment.claim(campaign=place.campaign, annotator=self.user, judged=place.role)
             following = task_json(task, place.campaign) if task is not None else None
         body = {
             "id": judgement.pk,

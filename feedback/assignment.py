@@ -16,19 +16,21 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Func, Value
+from django.db.models import F
 from django.db.models.functions import Now
 
 from accounts.errors import Conflict, ProductError, TooLarge
 from accounts.models import Membership, User
 from accounts.statements import one_row
-from feedback import extras
+from feedback import extras, probes
+from feedback.leases import lease_end
 from feedback.models import (
     MAX_COMMENT,
     MAX_CORRECTION,
     UNDO_WINDOW,
     Campaign,
     Item,
+    ItemRole,
     Judgement,
     Response,
     Skip,
@@ -41,13 +43,24 @@ from feedback.models import (
 # while statistics are old, it takes that to be nothing.
 _CLAIM = """
 WITH held AS (
-  SELECT id, campaign_id, item_id, "order", token FROM feedback_slot
+  SELECT id, campaign_id, item_id, role, "order", token FROM feedback_slot
    WHERE campaign_id = %(campaign)s AND holder_id = %(me)s AND state = 'leased'
-), chosen AS (
+), reserved AS (
   SELECT candidate.id
     FROM feedback_slot AS candidate
    WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held)
-     AND candidate.campaign_id = %(campaign)s AND {free}
+     AND candidate.campaign_id = %(campaign)s AND candidate.state = 'open'
+     AND candidate.reserved_for_id = %(me)s AND NOT EXISTS (
+       SELECT 1 FROM feedback_skip AS skip
+        WHERE skip.item_id = candidate.item_id AND skip.annotator_id + 0 = %(me)s OFFSET 0)
+   ORDER BY candidate.shuffle
+   LIMIT 1
+     FOR UPDATE OF candidate SKIP LOCKED
+), chosen AS (
+  SELECT candidate.id
+    FROM feedback_slot AS candidate
+   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held) AND NOT EXISTS (SELECT 1 FROM reserved)
+     AND candidate.campaign_id = %(campaign)s AND candidate.reserved_for_id IS NULL AND {free}
      AND NOT EXISTS (
        SELECT 1 FROM feedback_slot AS mine
         WHERE mine.item_id = candidate.item_id AND mine.holder_id + 0 = %(me)s OFFSET 0)
@@ -61,9 +74,9 @@ WITH held AS (
   UPDATE feedback_slot AS slot
      SET state = 'leased', holder_id = %(me)s, token = slot.token + 1, leased_at = now(),
          lease_expires_at = now() + make_interval(secs => %(lease)s)
-    FROM chosen
-   WHERE slot.id = chosen.id
-  RETURNING slot.id, slot.campaign_id, slot.item_id, slot."order", slot.token
+    FROM (SELECT id FROM reserved UNION ALL SELECT id FROM chosen) AS picked
+   WHERE slot.id = picked.id
+  RETURNING slot.id, slot.campaign_id, slot.item_id, slot.role, slot."order", slot.token
 ), task AS (
   SELECT * FROM held UNION ALL SELECT * FROM taken
 )
@@ -83,12 +96,16 @@ _CLAIM_EXPIRED = _CLAIM.format(
     order="candidate.lease_expires_at",
 )
 # In the order of the model, as from_db wants them.
-_SLOT_FIELDS = ["id", "campaign_id", "item_id", "order", "token"]
+_SLOT_FIELDS = ["id", "campaign_id", "item_id", "role", "order", "token"]
+_CAMPAIGN_FIELDS = [
+    "id", "project_id", "kind", "extras", "state", "gold_every", "repeat_every", "repeat_after"
+]  # fmt: skip
 _RESPONSE_FIELDS = ["id", "item_id", "position", "text"]
 
 _LOOK_UP = """
-SELECT slot.item_id, slot.campaign_id, campaign.project_id, campaign.kind, campaign.extras,
-       campaign.state, slot."order", membership.id, membership.role, responses.positions,
+SELECT slot.item_id, campaign.id, campaign.project_id, campaign.kind, campaign.extras,
+       campaign.state, campaign.gold_every, campaign.repeat_every, campaign.repeat_after,
+       slot.role, slot."order", membership.id, membership.role, responses.positions,
        responses.ids, earlier.id
   FROM feedback_slot AS slot
   JOIN feedback_campaign AS campaign ON campaign.id = slot.campaign_id
@@ -193,11 +210,19 @@ def make_slots(item: Item, *, campaign: Campaign, responses: int) -> list[Slot]:
     ]
 
 
-def claim(*, campaign: Campaign, annotator: User) -> Task | None:
+def claim(*, campaign: Campaign, annotator: User, judged: ItemRole | None = None) -> Task | None:
     """Return the annotator's task: the one they hold, or a new one; None when nothing is left.
 
-    One query; two when no slot is open.
+    ``judged`` is what they judged a moment ago, where the caller knows it: after gold or a repeat
+    comes neither. One query, a second when no slot is open; a few more where chance says that it is
+    time for gold or a repeat.
     """
+    if judged in (None, ItemRole.NORMAL) and campaign.state == Campaign.State.OPEN:
+        probes.plant_by_chance(campaign=campaign, annotator=annotator)
+    return _take(campaign, annotator)
+
+
+def _take(campaign: Campaign, annotator: User) -> Task | None:
     values = {
         "me": annotator.pk,
         "campaign": campaign.pk,
@@ -228,20 +253,11 @@ def _task(row: tuple[Any, ...]) -> Task:
     )
 
 
-def _lease_end() -> Any:
-    interval = Func(
-        Value(settings.LEASE_SECONDS),
-        function="make_interval",
-        template="%(function)s(secs => %(expressions)s)",
-    )
-    return ExpressionWrapper(Now() + interval, output_field=DateTimeField())
-
-
 def renew(*, slot_id: int, token: int, annotator: User) -> None:
     """Extend a lease (the page's heartbeat); Conflict when it is no longer held."""
     renewed = Slot.objects.filter(
         pk=slot_id, holder=annotator, token=token, state=Slot.State.LEASED
-    ).update(lease_expires_at=_lease_end())
+    ).update(lease_expires_at=lease_end())
     if not renewed:
         raise Conflict("This task was given to somebody else or is done. Take the next one.")
 
@@ -252,6 +268,7 @@ class Place:
 
     slot_id: int
     item_id: int
+    role: ItemRole
     campaign: Campaign
     membership: Membership | None
     shown: list[int]
@@ -263,19 +280,18 @@ def find_place(*, slot_id: int, client_id: uuid.UUID, annotator: User) -> Place 
     row = one_row(_LOOK_UP, {"slot": slot_id, "me": annotator.pk, "client_id": client_id})
     if row is None:
         return None
-    item_id, campaign_id, project_id, kind, asked, state, order, *rest = row
-    membership_id, role, positions, response_ids, earlier = rest
+    item_id, *values, slot_role, order = row[:-5]
+    membership_id, role, positions, response_ids, earlier = row[-5:]
+    told = dict(zip(_CAMPAIGN_FIELDS, values, strict=True))
+    told["extras"] = json.loads(told["extras"])
     by_position = dict(zip(positions, response_ids, strict=True))
     return Place(
         slot_id=slot_id,
         item_id=item_id,
-        campaign=Campaign.from_db(
-            None,
-            ["id", "project_id", "kind", "extras", "state"],
-            [campaign_id, project_id, kind, json.loads(asked), state],
-        ),
+        role=ItemRole(slot_role),
+        campaign=(campaign := Campaign.from_db(None, _CAMPAIGN_FIELDS, list(told.values()))),
         membership=Membership(
-            id=membership_id, user_id=annotator.pk, project_id=project_id, role=role
+            id=membership_id, user_id=annotator.pk, project_id=campaign.project_id, role=role
         )
         if role
         else None,
@@ -477,8 +493,8 @@ def undo(*, campaign: Campaign, annotator: User) -> Task:
         state=Slot.State.LEASED,
         token=F("token") + 1,
         leased_at=Now(),
-        lease_expires_at=_lease_end(),
+        lease_expires_at=lease_end(),
     )
-    again = claim(campaign=campaign, annotator=annotator)
+    again = _take(campaign, annotator)
     assert again is not None
     return again

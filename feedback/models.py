@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -24,12 +25,19 @@ MAX_CORRECTION = 50_000
 MAX_RESPONSES = 9
 UNDO_WINDOW = timedelta(minutes=10)
 EMPTY = models.Value({}, models.JSONField())
+# One in so many tasks; below two, gold and repeats would stand next to each other.
+LEAST_EVERY = 4
 
 
 def text_digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value in its canonical form."""
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def random_id() -> int:
+    """Return an id that says nothing of when its row was made; JavaScript holds it exactly."""
+    return secrets.randbits(52)
 
 
 class PromptQuerySet(models.QuerySet["Prompt"]):
@@ -78,9 +86,9 @@ class CampaignQuerySet(models.QuerySet["Campaign"]):
             return Coalesce(Subquery(of_campaign.annotate(n=Count("pk")).values("n")), 0)
 
         return self.annotate(
-            slot_count=count(Slot.objects.all()),
-            filled_count=count(Slot.objects.filter(state=Slot.State.FILLED)),
-            item_count=count(Item.objects.all()),
+            slot_count=count(Slot.objects.filter(role=ItemRole.NORMAL)),
+            filled_count=count(Slot.objects.filter(role=ItemRole.NORMAL, state=Slot.State.FILLED)),
+            item_count=count(Item.objects.filter(role=ItemRole.NORMAL)),
         )
 
     def complete_and_untold(self) -> CampaignQuerySet:
@@ -99,6 +107,18 @@ class CampaignQuerySet(models.QuerySet["Campaign"]):
         )
         complete = Exists(slots) & ~Exists(slots.exclude(state=Slot.State.FILLED))
         return self.filter(complete, ~Exists(told)).select_for_update(skip_locked=True)
+
+
+class ItemRole(models.TextChoices):
+    """Why an item is judged; only what is normal becomes preference data."""
+
+    NORMAL = "normal", "normal"
+    # Its answer is known; every annotator meets it.
+    GOLD = "gold", "gold"
+    # A copy of an item that an annotator judged before, its sides swapped.
+    REPEAT = "repeat", "repeat"
+    # Judged by everybody in a calibration session.
+    CALIBRATION = "calibration", "calibration"
 
 
 class Campaign(models.Model):
@@ -136,6 +156,17 @@ class Campaign(models.Model):
     seed = models.PositiveIntegerField(default=0)
     generated = models.PositiveIntegerField(default=0)
     to_generate = models.PositiveIntegerField(default=0)
+    # One in so many tasks is gold; one in so many a repeat of an own item, ``repeat_after`` tasks
+    # later or more. 0 is never.
+    gold_every = models.PositiveSmallIntegerField(
+        default=0, db_default=0, validators=[MaxValueValidator(1000)]
+    )
+    repeat_every = models.PositiveSmallIntegerField(
+        default=0, db_default=0, validators=[MaxValueValidator(1000)]
+    )
+    repeat_after = models.PositiveSmallIntegerField(
+        default=20, db_default=20, validators=[MaxValueValidator(1000)]
+    )
     # Moves with every generated item; a generation that stands still is started again.
     touched_at = models.DateTimeField(default=timezone.now)
     created_by = models.ForeignKey(
@@ -162,6 +193,14 @@ class Campaign(models.Model):
                 condition=~Q(kind="rating") | Q(extras__ratings__0__isnull=False),
                 name="rating_has_a_scale",
             ),
+            models.CheckConstraint(
+                condition=Q(gold_every=0) | Q(gold_every__gte=LEAST_EVERY),
+                name="gold_at_most_one_in_four",
+            ),
+            models.CheckConstraint(
+                condition=Q(repeat_every=0) | Q(repeat_every__gte=LEAST_EVERY),
+                name="repeats_at_most_one_in_four",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -173,12 +212,54 @@ class Item(models.Model):
 
     campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="items")
     prompt = models.ForeignKey(Prompt, on_delete=models.PROTECT, related_name="items")
+    role = models.CharField(
+        max_length=11,
+        choices=ItemRole.choices,
+        default=ItemRole.NORMAL,
+        db_default=ItemRole.NORMAL,
+    )
+    # The known answer to a gold item, its responses named by position: {"ranking": [[1], [0]]} or
+    # {"thumb": 1}. Responses in one group are not told apart.
+    gold_answer = models.JSONField(null=True, blank=True)
+    # The normal item of which this is a copy.
+    repeat_of = models.ForeignKey(
+        "self",
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="copies",
+        db_index=False,
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["id"]
         constraints = [
-            models.UniqueConstraint(fields=["campaign", "prompt"], name="prompt_once_per_campaign")
+            models.UniqueConstraint(
+                fields=["campaign", "prompt"],
+                condition=Q(role="normal"),
+                name="prompt_once_per_campaign",
+            ),
+            models.UniqueConstraint(
+                fields=["repeat_of", "role"],
+                condition=Q(repeat_of__isnull=False),
+                name="one_copy_of_an_item_for_each_role",
+            ),
+            models.CheckConstraint(
+                condition=Q(role="gold", gold_answer__isnull=False)
+                | ~Q(role="gold") & Q(gold_answer__isnull=True),
+                name="gold_has_its_answer",
+            ),
+            models.CheckConstraint(
+                condition=~Q(role="repeat") | Q(repeat_of__isnull=False),
+                name="a_repeat_repeats_an_item",
+            ),
+        ]
+        indexes = [
+            # Few rows beside a million normal ones.
+            models.Index(
+                fields=["campaign", "role"], condition=~Q(role="normal"), name="item_special"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -188,6 +269,8 @@ class Item(models.Model):
 class Response(models.Model):
     """A text to be judged; who wrote it stays hidden from annotators."""
 
+    # Drawn, not counted: the copies in gold items and repeats must not stand out by their ids.
+    id = models.BigAutoField(primary_key=True, default=random_id)
     item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="responses")
     position = models.PositiveSmallIntegerField()
     text = models.TextField()
@@ -211,7 +294,8 @@ class Slot(models.Model):
 
     ``token`` is the fencing token: each claim raises it, and only its bearer can fill the slot.
     ``holder`` stays after filling, so the unique constraint keeps one person from two slots of an
-    item.
+    item. A slot may be reserved for one annotator, as those of gold items and repeats always are;
+    nobody else gets it.
     """
 
     class State(models.TextChoices):
@@ -219,8 +303,20 @@ class Slot(models.Model):
         LEASED = "leased", "leased"
         FILLED = "filled", "filled"
 
+    # Drawn, not counted: gold and repeats get theirs while people judge, and nobody may see it.
+    id = models.BigAutoField(primary_key=True, default=random_id)
     campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="slots")
     item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="slots")
+    # As its item's: claims and counts need not look there.
+    role = models.CharField(
+        max_length=11,
+        choices=ItemRole.choices,
+        default=ItemRole.NORMAL,
+        db_default=ItemRole.NORMAL,
+    )
+    reserved_for = models.ForeignKey(
+        User, on_delete=models.PROTECT, null=True, blank=True, related_name="+", db_index=False
+    )
     index = models.PositiveSmallIntegerField()
     # Slots are handed out by (index, shuffle): every item once before any item twice.
     shuffle = models.IntegerField()
@@ -236,7 +332,26 @@ class Slot(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["item", "index"], name="slot_index_once"),
+            models.UniqueConstraint(
+                fields=["item", "index"],
+                condition=Q(reserved_for__isnull=True),
+                name="slot_index_once",
+            ),
+            models.UniqueConstraint(
+                fields=["item", "reserved_for"],
+                condition=Q(reserved_for__isnull=False),
+                name="one_reserved_slot_of_an_item_per_annotator",
+            ),
+            models.CheckConstraint(
+                condition=Q(role="normal") | Q(reserved_for__isnull=False),
+                name="special_slots_are_reserved",
+            ),
+            models.CheckConstraint(
+                condition=Q(reserved_for__isnull=True)
+                | Q(holder__isnull=True)
+                | Q(holder=F("reserved_for")),
+                name="a_reserved_slot_is_held_by_whom_it_is_for",
+            ),
             models.UniqueConstraint(
                 fields=["item", "holder"],
                 condition=Q(holder__isnull=False),
@@ -258,8 +373,16 @@ class Slot(models.Model):
             # What a claim walks: only open slots, in the order of hand-out.
             models.Index(
                 fields=["campaign", "index", "shuffle"],
-                condition=Q(state="open"),
+                condition=Q(state="open", reserved_for__isnull=True),
                 name="slot_open",
+            ),
+            models.Index(
+                fields=["campaign", "reserved_for", "shuffle"],
+                condition=Q(state="open", reserved_for__isnull=False),
+                name="slot_reserved",
+            ),
+            models.Index(
+                fields=["campaign", "role"], condition=~Q(role="normal"), name="slot_special"
             ),
             models.Index(
                 fields=["campaign", "lease_expires_at"],

@@ -26,11 +26,17 @@ SELECT slot.item_id FROM feedback_slot AS slot
                     WHERE skip.item_id = slot.item_id AND skip.annotator_id = %(me)s)
  LIMIT %(most)s
 """
+_OPEN = "slot.state = 'open' AND slot.reserved_for_id IS NULL"
+_RESERVED = "slot.state = 'open' AND slot.reserved_for_id = %(me)s"
+_EXPIRED = """
+    slot.state = 'leased' AND slot.lease_expires_at < now() AND slot.reserved_for_id IS NULL
+"""
 _LEFT = f"""
 SELECT campaign.id,
        (SELECT count(DISTINCT free.item_id)
-          FROM (({_FREE.format(free="slot.state = 'open'")}) UNION ALL
-                ({_FREE.format(free="slot.state = 'leased' AND slot.lease_expires_at < now()")})
+          FROM (({_FREE.format(free=_OPEN)}) UNION ALL
+                ({_FREE.format(free=_RESERVED)}) UNION ALL
+                ({_FREE.format(free=_EXPIRED)})
                 UNION ALL
                 (SELECT held.item_id FROM feedback_slot AS held
                   WHERE held.campaign_id = campaign.id AND held.holder_id = %(me)s

@@ -16,7 +16,7 @@ from django.db.models.functions import MD5, Length
 
 from feedback import agreement
 from feedback.agreement import Judged, Share, Verdict, share, wilson
-from feedback.models import Campaign, Item, Judgement, Response
+from feedback.models import Campaign, Item, ItemRole, Judgement, Response
 from inference.models import Version
 
 if TYPE_CHECKING:
@@ -195,13 +195,15 @@ def _state(campaign: Campaign) -> State:
     )
 
 
-def _judged(campaign: Campaign, *, pairs: int) -> list[Judged]:
+def _judged(
+    campaign: Campaign, *, pairs: int, roles: Sequence[ItemRole] = tuple(ItemRole)
+) -> list[Judged]:
     """Return the newest standing judgements of so many pairs, in the order they came; one query."""
     k = campaign.responses_per_item
     most = pairs // max(1, k * (k - 1) // 2)
     rows = (
         Judgement.objects.standing()
-        .filter(campaign=campaign)
+        .filter(campaign=campaign, item__role__in=roles)
         .order_by("-id")
         .values_list("item_id", "annotator__username", "shown", "ranking", "thumb", "seconds")
     )
@@ -373,7 +375,7 @@ def _comparisons(campaign: Campaign) -> list[Comparison]:
     """
     from feedback.ratings import Comparison
 
-    found = _judged(campaign, pairs=MOST_COMPARISONS)
+    found = _judged(campaign, pairs=MOST_COMPARISONS, roles=[ItemRole.NORMAL])
     judged = [one for one in found if one.ranking is not None]
     rows = Response.objects.filter(item__in={one.item for one in judged}).values_list(
         "id", "completion__version__number", "source", Length("text"), "item__prompt_id"

@@ -26,6 +26,7 @@ from feedback.models import (
     Campaign,
     CompletionFeedback,
     Item,
+    ItemRole,
     Prompt,
     Response,
     Slot,
@@ -181,7 +182,9 @@ def generate_responses(*, campaign_id: int) -> None:
     try:
         for version in versions.values():
             load_on_engines(version)
-        waiting = list(campaign.items.filter(slots__isnull=True).select_related("prompt"))
+        waiting = list(
+            campaign.items.filter(role=ItemRole.NORMAL, slots=None).select_related("prompt")
+        )
         timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
         with (
             httpx.Client(timeout=timeout) as http,

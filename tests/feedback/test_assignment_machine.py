@@ -24,7 +24,16 @@ from hypothesis.stateful import (
 from accounts.errors import Conflict
 from accounts.models import Membership, Project, Role, User
 from feedback.assignment import Answer, Task, claim, renew, skip, submit, undo
-from feedback.models import Campaign, Judgement, Skip, SkipReason, Slot
+from feedback.models import (
+    LEAST_EVERY,
+    Campaign,
+    ItemRole,
+    Judgement,
+    Skip,
+    SkipReason,
+    Slot,
+)
+from feedback.probes import copy_item
 
 PEOPLE, ITEMS, EACH = 4, 3, 3
 Ticket = tuple[Task, User]
@@ -40,7 +49,10 @@ def test_no_sequence_breaks_the_slots(
     names = itertools.count()
 
     class Slots(RuleBasedStateMachine):
-        """People who take, judge, skip, undo and stall in any order, with old tickets too."""
+        """People who take, judge, skip, undo and stall in any order, with old tickets too.
+
+        Every second task is gold or a repeat.
+        """
 
         tickets: Bundle[Ticket] = Bundle("tickets")
         person = st.sampled_from(people)
@@ -54,6 +66,13 @@ def test_no_sequence_breaks_the_slots(
                 kind="pairwise",
                 name=f"Run {next(names)}",
             )
+            items = list(self.campaign.items.order_by("id"))
+            for item in items[:2]:
+                copy_item(item, role=ItemRole.GOLD, gold_answer={"ranking": [[1], [0]]})
+            Campaign.objects.filter(pk=self.campaign.pk).update(
+                gold_every=LEAST_EVERY, repeat_every=LEAST_EVERY, repeat_after=1
+            )
+            self.campaign.refresh_from_db()
             self.acknowledged: dict[UUID, int] = {}
             self.retracted: set[int] = set()
 
@@ -75,6 +94,7 @@ def test_no_sequence_breaks_the_slots(
             task = claim(campaign=self.campaign, annotator=user)
             if task is None:
                 free = Slot.objects.filter(campaign=self.campaign).exclude(item__in=done)
+                free = free.filter(reserved_for=None) | free.filter(reserved_for=user)
                 free_now = free.filter(state="open") | free.filter(lease_expires_at__lt=Now())
                 assert held is None
                 assert not free_now.exists(), "there was something to do"
@@ -84,6 +104,10 @@ def test_no_sequence_breaks_the_slots(
                 assert (task.slot.pk, task.slot.token) == (held.pk, held.token)
             else:
                 assert task.slot.item_id not in done
+                last = Judgement.objects.filter(campaign=self.campaign, annotator=user).last()
+                if last is not None and last.slot.role != "normal":
+                    untouched = task.slot.token > 1  # given back in an undo, and taken up again
+                    assert task.slot.role == "normal" or untouched
             return (task, user)
 
         @rule(ticket=tickets)
@@ -152,7 +176,8 @@ def test_no_sequence_breaks_the_slots(
                 set(self.acknowledged.values()) - self.retracted
             ), "what was acknowledged stands until it is undone"
             assert rows.count() == len(set(self.acknowledged.values()))
-            per_item = Counter(row[2] for row in standing)
+            normal = set(self.campaign.items.filter(role="normal").values_list("pk", flat=True))
+            per_item = Counter(row[2] for row in standing if row[2] in normal)
             assert all(count <= EACH for count in per_item.values())
             assert len({(row[2], row[3]) for row in standing}) == len(standing)
             slots = list(Slot.objects.filter(campaign=self.campaign))
@@ -161,9 +186,13 @@ def test_no_sequence_breaks_the_slots(
 
         @invariant()
         def slots_are_whole(self) -> None:
-            slots = list(Slot.objects.filter(campaign=self.campaign))
+            slots = list(Slot.objects.filter(campaign=self.campaign).select_related("item"))
             leases = Counter(slot.holder_id for slot in slots if slot.state == "leased")
             assert all(count == 1 for count in leases.values())
+            for slot in slots:
+                assert slot.role == slot.item.role
+                assert (slot.role == "normal") == (slot.reserved_for_id is None)
+            slots = [slot for slot in slots if slot.role == "normal"]
             for item in {slot.item_id for slot in slots}:
                 orders = [tuple(slot.order) for slot in slots if slot.item_id == item]
                 assert len(orders) == EACH
