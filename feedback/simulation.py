@@ -11,6 +11,7 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -75,10 +76,10 @@ class Annotator:
     most: int | None = None
     acknowledged: list[str] = field(default_factory=list)
     task_milliseconds: list[float] = field(default_factory=list)
+    met: Counter[str] = field(default_factory=Counter)
 
     def work(self, on_judged: Callable[[], None] = lambda: None) -> int:
         """Judge until nothing is left, or ``most`` are done; return how many were judged."""
-        chooser = random.Random(f"{self.seed}:{self.name}")
         task = self._post(f"/api/campaigns/{self.campaign}/next")
         while task is not None:
             last = self.most is not None and len(self.acknowledged) + 1 >= self.most
@@ -86,7 +87,7 @@ class Annotator:
                 "slot": task["slot"],
                 "token": task["token"],
                 "client_id": task["client_id"],
-                **self.answer(task, chooser),
+                **self.answer(task),
                 "next": not last,
             }
             started = time.monotonic()
@@ -98,16 +99,22 @@ class Annotator:
             task = stored["next"]
         return len(self.acknowledged)
 
-    def answer(self, task: dict[str, Any], chooser: random.Random) -> dict[str, Any]:
-        """Return the judgement of a task in the fields of the API."""
+    def answer(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Return the judgement of a task in the fields of the API.
+
+        Whims depend on the person, the prompt and how often they met it, not on the order in which
+        tasks arrive: the same crowd on the same prompts says the same again.
+        """
+        prompt = task["messages"][-1]["content"]
+        self.met[prompt] += 1
         return answer(
             kind=task["kind"],
-            prompt=task["messages"][-1]["content"],
+            prompt=prompt,
             shown=[(response["id"], response["text"]) for response in task["responses"]],
             preference=self.preference,
             profile=self.profile,
             noise=self.noise,
-            chooser=chooser,
+            chooser=random.Random(f"{self.seed}:{self.name}:{self.met[prompt]}:{prompt}"),
         )
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -266,11 +273,8 @@ def _standardised(scores: Sequence[float]) -> list[float]:
 
 
 def _felt(scores: Sequence[float], noise: float, chooser: random.Random) -> list[float]:
-    """Add noise to each score; what is worth the same feels the same."""
-    felt: dict[float, float] = {}
-    for score in scores:
-        if score not in felt:
-            felt[score] = score + noise * _gumbel(chooser)
+    """Add noise to each score; what is worth the same feels the same, wherever it is shown."""
+    felt = {score: score + noise * _gumbel(chooser) for score in sorted(set(scores))}
     return [felt[score] for score in scores]
 
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from io import StringIO
 from typing import Any
 
+import httpx
 import pytest
 from django.core.management import CommandError, call_command
 
@@ -14,7 +15,7 @@ from accounts.models import Membership, Role
 from feedback import trust
 from feedback.agreement import left_lean, verdicts
 from feedback.models import Campaign, Judgement
-from feedback.simulation import Profile, Question, answer, judge_all, questions
+from feedback.simulation import Annotator, Profile, Question, answer, judge_all, questions
 
 WITHIN = 60
 CROWD = [
@@ -183,6 +184,27 @@ def test_it_stops_after_as_many_as_asked(live_server: Any, campaign: Campaign) -
     simulate(campaign, live_server.url, profile="spamming", annotators=1, judgements=2)
     assert Judgement.objects.count() == 2
     assert campaign.slots.filter(state="leased").count() == 0
+
+
+def test_it_says_the_same_again_in_whatever_order_tasks_arrive() -> None:
+    texts = {number: "w" * number for number in range(1, 6)}
+    tasks = [
+        {
+            "kind": "ranking",
+            "messages": [{"role": "user", "content": f"question {number}"}],
+            "responses": [{"id": one, "text": text} for one, text in texts.items()],
+        }
+        for number in range(20)
+    ]
+    turned = [task | {"responses": task["responses"][::-1]} for task in reversed(tasks)]
+
+    def rankings(tasks: list[dict[str, Any]]) -> list[Any]:
+        annotator = Annotator("sim", httpx.Client(), 1, lambda _, text: -len(text), noise=1.0)
+        return [annotator.answer(task)["ranking"] for task in tasks]
+
+    assert rankings(tasks) == rankings(turned)[::-1]
+    assert len({str(ranking) for ranking in rankings(tasks)}) > 5
+    assert rankings(tasks) != rankings(tasks + tasks)[len(tasks) :]
 
 
 def test_it_names_what_it_cannot_find(db: None, campaign: Campaign) -> None:
