@@ -11,7 +11,7 @@ import feedback.models
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0001_initial"),
-        ("feedback", "0003_extras"),
+        ("feedback", "0004_webhook_messages"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
