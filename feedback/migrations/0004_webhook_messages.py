@@ -70,7 +70,7 @@ DROP FUNCTION feedback_tell_judgements();
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("feedback", "0004_item_roles"),
+        ("feedback", "0003_extras"),
         ("accounts", "0002_webhooks"),
     ]
     operations = [migrations.RunSQL(TELL, HUSH)]
