@@ -16,11 +16,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
+from accounts.errors import Conflict
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback.models import Campaign
 from inference.models import Version
-from training import evaluation, formats, runs, snapshots
+from training import evaluation, formats, preflight, runs, snapshots
 from training.models import Evaluation, Run, Snapshot
 
 
@@ -160,6 +161,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "step",
             "total_steps",
             "attempts",
+            "prediction",
             "report",
             "version",
             "version_name",
@@ -169,8 +171,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         ]
 
 
-class RunsView(ProjectAPIView):
-    role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+class WantedRunView(ProjectAPIView):
+    """An operation on a run that is described in the body."""
 
     class Input(serializers.Serializer[Any]):
         snapshot = serializers.IntegerField(help_text="The id of a ready snapshot.")
@@ -181,6 +183,25 @@ class RunsView(ProjectAPIView):
         arguments = serializers.DictField(default=dict)
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
+    def wanted(self, request: Request) -> dict[str, Any]:
+        """Return the body as ``start_run`` takes it."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        values = dict(data.validated_data)
+        project = self.project()
+        versions = Version.objects.filter(project=project).select_related("base")
+        start = (
+            get_object_or_404(versions, pk=values["start_version"])
+            if "start_version" in values
+            else get_object_or_404(versions, number=0)
+        )
+        snapshot = get_object_or_404(Snapshot, pk=values["snapshot"], project=project)
+        return values | {"snapshot": snapshot, "start_version": start}
+
+
+class RunsView(WantedRunView):
+    role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+
     @extend_schema(responses=RunSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List runs, newest first."""
@@ -189,29 +210,37 @@ class RunsView(ProjectAPIView):
         )
         return paginated(rows, RunSerializer, request, self)
 
-    @extend_schema(request=Input, responses={201: RunSerializer})
+    @extend_schema(request=WantedRunView.Input, responses={201: RunSerializer})
     def post(self, request: Request) -> Response:
-        """Queue a training run."""
-        data = self.Input(data=request.data)
-        data.is_valid(raise_exception=True)
-        values = data.validated_data
-        project = self.project()
-        snapshot = get_object_or_404(Snapshot, pk=values["snapshot"], project=project)
-        versions = Version.objects.filter(project=project)
-        start = (
-            get_object_or_404(versions, pk=values["start_version"])
-            if ("start_version" in values)
-            else get_object_or_404(versions, number=0)
-        )
-        run = runs.start_run(
-            snapshot=snapshot,
-            start_version=start,
-            method=values["method"],
-            arguments=values["arguments"],
-            by=self.user,
-            seed=values["seed"],
-        )
+        """Queue a training run; one that cannot fit is refused with the nearest that does."""
+        run = runs.start_run(**self.wanted(request), by=self.user)
         return Response(RunSerializer(run).data, status=201)
+
+
+class PreflightView(WantedRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    class Output(serializers.Serializer[Any]):
+        fits = serializers.BooleanField()
+        problems = serializers.ListField(child=serializers.CharField())
+        warnings = serializers.ListField(child=serializers.CharField())
+        estimate = serializers.DictField(help_text="Steps, tokens, memory, disk, seconds.")
+        hardware = serializers.DictField()
+        machine = serializers.CharField()
+        cost = serializers.FloatField(allow_null=True)
+        currency = serializers.CharField()
+        proposal = serializers.DictField(allow_null=True, help_text="The nearest run that fits.")
+        measured_runs = serializers.IntegerField()
+
+    @extend_schema(request=WantedRunView.Input, responses=Output)
+    def post(self, request: Request) -> Response:
+        """Foretell what a run would take; nothing is queued."""
+        wanted = self.wanted(request)
+        del wanted["seed"]
+        found = preflight.check_run(**wanted)
+        if found is None:
+            raise Conflict("This base or snapshot cannot be read. Restore its files first.")
+        return Response(found.as_dict())
 
 
 class OneRunView(ProjectAPIView):

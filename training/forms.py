@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 from django.conf import settings
+from django.http import QueryDict
 
 from accounts.models import Project
 from feedback.models import Campaign
@@ -157,6 +158,24 @@ class ArgumentsForm(forms.Form):
                 given[row["name"]] = value
         given.update(self.cleaned_data["as_json"])
         return given
+
+
+def take_proposal(data: QueryDict) -> None:
+    """Write the changes that preflight proposes into the sent form; what is not JSON changes none.
+
+    A change also leaves the JSON box, where its old value would win.
+    """
+    try:
+        changes = json.loads(str(data["take"]))
+        written = json.loads(str(data.get("a-as_json") or "{}"))
+    except ValueError:
+        return
+    if not isinstance(changes, dict) or not isinstance(written, dict):
+        return
+    for name, value in changes.items():
+        data[f"a-{name}"] = "on" if value is True else "" if value is False else str(value)
+        written.pop(name, None)
+    data["a-as_json"] = json.dumps(written) if written else ""
 
 
 def _argument_field(row: dict[str, Any]) -> forms.Field:

@@ -13,7 +13,8 @@ from django.db.models import Q
 
 from accounts.models import Project, User
 from feedback.models import Campaign
-from inference.models import Version
+from inference.models import BaseModel, Version
+from training.engine.estimate import Hardware
 
 
 class SnapshotQuerySet(models.QuerySet["Snapshot"]):
@@ -135,6 +136,8 @@ class Run(models.Model):
     heartbeat_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
     report = models.JSONField(default=dict, blank=True)
+    # What preflight foretold; it stands beside the outcome.
+    prediction = models.JSONField(default=dict, blank=True)
     # The same training on the same data gives the same bytes, so runs may share a version.
     version = models.ForeignKey(
         Version, on_delete=models.PROTECT, null=True, blank=True, related_name="runs"
@@ -201,6 +204,64 @@ class RunNote(models.Model):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Machine(models.Model):
+    """What a trainer works on, as it reported itself; preflight plans for the latest."""
+
+    name = models.CharField(max_length=200, unique=True)
+    hardware = models.CharField(max_length=200)
+    device = models.CharField(max_length=10)
+    memory_mb = models.FloatField()
+    disk_mb = models.FloatField()
+    gflops = models.FloatField()
+    bf16 = models.BooleanField(default=False)
+    seen_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.hardware})"
+
+    def as_hardware(self) -> Hardware:
+        """Return it as the estimate takes it."""
+        return Hardware(
+            name=self.hardware,
+            device="cuda" if self.device == "cuda" else "cpu",
+            memory_mb=self.memory_mb,
+            disk_mb=self.disk_mb,
+            gflops=self.gflops,
+            bf16=self.bf16,
+        )
+
+
+class Throughput(models.Model):
+    """What runs of one kind took on one machine; corrects the next prediction."""
+
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="throughputs")
+    base = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="throughputs")
+    method = models.CharField(max_length=20)
+    engine = models.CharField(max_length=20)
+    tuning = models.CharField(max_length=20)
+    precision = models.CharField(max_length=10)
+    tokens_per_second = models.FloatField()
+    overhead_seconds = models.FloatField()
+    memory_factor = models.FloatField()
+    runs = models.PositiveIntegerField(default=1)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["machine", "base", "method"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["machine", "base", "method", "engine", "tuning", "precision"],
+                name="throughput_once_a_kind",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.machine}: {self.tokens_per_second:.0f} tokens/s"
 
 
 class Evaluation(models.Model):

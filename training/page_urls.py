@@ -13,6 +13,7 @@ urlpatterns = [
     path("lineage/<str:kind>/<str:key>/", views_lineage.lineage, name="lineage"),
     path("runs/", views.run_index, name="runs"),
     path("runs/new", views.run_new, name="run_new"),
+    path("runs/preflight", views.run_preflight, name="run_preflight"),
     path("runs/<int:pk>/", views.run, name="run"),
     path("runs/<int:pk>/status", views.run_status, name="run_status"),
     path("runs/<int:pk>/charts", views.run_charts, name="run_charts"),

@@ -33,6 +33,7 @@ from accounts.models import User
 from accounts.services import audit
 from inference.models import Version
 from inference.services import register_version
+from training import machines, preflight
 from training.models import Run, RunMetric, RunNote, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -65,6 +66,11 @@ def start_run(
         arguments = check_arguments(method, arguments)
     except ArgumentError as error:
         raise ProductError(str(error)) from error
+    checked = preflight.check_run(
+        snapshot=snapshot, start_version=start_version, method=method, arguments=arguments
+    )
+    if checked is not None and not checked.fits:
+        raise ProductError(_cannot_fit(checked), preflight=checked.as_dict())
     run = Run(
         project=snapshot.project,
         snapshot=snapshot,
@@ -72,6 +78,7 @@ def start_run(
         method=method,
         arguments=arguments,
         seed=seed,
+        prediction=checked.prediction() if checked is not None else {},
         created_by=by,
     )
     run.full_clean()
@@ -79,6 +86,15 @@ def start_run(
     audit(project=run.project, by=by, action="run.start", target=f"run {run.pk}", method=method)
     execute_run.delay_on_commit(run.pk)
     return run
+
+
+def _cannot_fit(checked: preflight.Preflight) -> str:
+    """Say why a run is refused, and the nearest one that would fit."""
+    reason = " ".join(checked.problems)
+    if checked.proposal is None:
+        return f"This run cannot fit. {reason} Use a smaller base, or another machine."
+    changes = ", ".join(f"{name} = {value}" for name, value in checked.proposal.changes.items())
+    return f"This run cannot fit. {reason} The nearest that does: {changes}."
 
 
 def cancel_run(*, run: Run, by: User | None) -> None:
@@ -133,11 +149,13 @@ def execute_run(*, run_id: int) -> None:
         return
     run = Run.objects.select_related("snapshot", "start_version__base", "project").get(pk=run_id)
     mine = Run.objects.filter(pk=run_id, lease=lease, state=Run.State.RUNNING)
+    began = time.monotonic()
 
     def finish(state: Run.State, reason: str = "", **changes: Any) -> None:
         mine.update(state=state, reason=reason[:1000], ended_at=Now(), phase="", **changes)
 
     try:
+        machines.report_machine()
         directory = _prepare(run)
         code = _follow(run, directory, mine)
         if code is None:
@@ -153,6 +171,7 @@ def execute_run(*, run_id: int) -> None:
             report = json.loads((directory / "report.json").read_text())
             version = _register(run, directory, report)
             finish(Run.State.SUCCEEDED, report=report, version=version)
+            machines.learn_from(run, report, time.monotonic() - began)
     except (ProductError, OSError, ValueError, KeyError) as error:
         log.exception("run_failed", run=run_id)
         finish(Run.State.FAILED, str(error) or repr(error))

@@ -24,6 +24,7 @@ urlpatterns = [
     path("api/judgements/<uuid:pk>/lineage", api_lineage.JudgementLineageView.as_view()),
     path("api/annotators/<int:pk>/lineage", api_lineage.AnnotatorLineageView.as_view()),
     path("api/runs/", api.RunsView.as_view()),
+    path("api/runs/preflight", api.PreflightView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),
     path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view(), name="api_run_metrics"),
     path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ValidationError
@@ -18,9 +20,16 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import ordered, page_of, refused
 from inference.models import Version
-from training import charts, evaluation, runs, snapshots
+from training import charts, evaluation, preflight, runs, snapshots
 from training.formats import FORMATS
-from training.forms import METHODS, ArgumentsForm, EvaluationForm, RunForm, SnapshotForm
+from training.forms import (
+    METHODS,
+    ArgumentsForm,
+    EvaluationForm,
+    RunForm,
+    SnapshotForm,
+    take_proposal,
+)
 from training.models import Evaluation, Run, Snapshot
 
 LOOK_AGAIN = "Some fields need another look; see below."
@@ -180,33 +189,67 @@ def run_index(request: HttpRequest, slug: str) -> HttpResponse:
     return render(request, "training/runs.html", context)
 
 
-@login_required
-def run_new(request: HttpRequest, slug: str) -> HttpResponse:
-    """Queue a training run."""
-    membership = get_membership(request, slug, Role.ADMIN)
-    data = request.POST if request.method == "POST" else None
-    asked = (data or request.GET).get("method", METHODS[0])
+def _run_new_context(request: HttpRequest, membership: Membership) -> dict[str, Any]:
+    """Return the forms of a new run, filled with what was sent and what ``take`` changes of it."""
+    data = request.POST.copy() if request.method == "POST" else None
+    if data is not None and data.get("take"):
+        take_proposal(data)
+    asked = (request.GET if data is None else data).get("method", METHODS[0])
     method = asked if asked in METHODS else METHODS[0]
-    form = RunForm(
-        data,
-        project=membership.project,
-        initial={
-            "snapshot": request.GET.get("snapshot"),
-            "start_version": request.GET.get("start_version"),
-            "method": method,
-        },
-    )
-    arguments = ArgumentsForm(data, method=method)
-    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
-    context = {
-        "form": form,
+    initial = {
+        "snapshot": request.GET.get("snapshot"),
+        "start_version": request.GET.get("start_version"),
         "method": method,
-        "arguments": arguments,
+    }
+    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
+    return {
+        "form": RunForm(data, project=membership.project, initial=initial),
+        "method": method,
+        "arguments": ArgumentsForm(data, method=method),
         "has_snapshot": ready.exists(),
     }
+
+
+def _preflight(form: RunForm, arguments: ArgumentsForm) -> dict[str, Any]:
+    """Return the prediction for what the forms hold, or why there is none."""
+    if not (form.is_valid() & arguments.is_valid()):
+        return {"preflight_error": "The prediction follows once every field is right."}
+    try:
+        found = preflight.check_run(
+            snapshot=form.cleaned_data["snapshot"],
+            start_version=form.cleaned_data["start_version"],
+            method=form.cleaned_data["method"],
+            arguments=arguments.arguments(),
+        )
+    except ProductError as error:
+        return {"preflight_error": error.message}
+    if found is None:
+        return {"preflight_error": "This base or snapshot cannot be read, so nothing is foretold."}
+    take = json.dumps(found.proposal.changes) if found.proposal else ""
+    return {"preflight": found, "take": take, "currency": settings.PRICE_CURRENCY}
+
+
+@login_required
+@require_POST
+def run_preflight(request: HttpRequest, slug: str) -> HttpResponse:
+    """Render what the run in the form would take, as it is being filled in."""
+    membership = get_membership(request, slug, Role.ADMIN)
+    context = _run_new_context(request, membership)
+    context |= _preflight(context["form"], context["arguments"])
+    return render(request, "training/_preflight.html", context)
+
+
+@login_required
+def run_new(request: HttpRequest, slug: str) -> HttpResponse:
+    """Foretell a training run, then queue it."""
+    membership = get_membership(request, slug, Role.ADMIN)
+    context = _run_new_context(request, membership)
+    form, arguments = context["form"], context["arguments"]
     template = "training/run_new.html"
-    if data is None:
+    if request.method != "POST":
         return render(request, template, context)
+    if request.POST.get("check") or request.POST.get("take"):
+        return render(request, template, context | _preflight(form, arguments))
     if not (form.is_valid() & arguments.is_valid()):
         return refused(request, template, context, LOOK_AGAIN)
     try:
@@ -219,7 +262,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             by=membership.user,
         )
     except (ProductError, ValidationError) as error:
-        return refused(request, template, context, error)
+        return refused(request, template, context | _preflight(form, arguments), error)
     messages.success(request, f"Run {started.pk} waits for a trainer.")
     return redirect("run", slug, started.pk)
 
@@ -255,7 +298,52 @@ def _run_context(run: Run) -> dict[str, Any]:
         "charts": charts.run_charts(run),
         "notes": run.notes.all(),
         "evaluation": run.report.get("evaluation") or {},
+        "outcome": _outcome(run),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """One figure of a run as it was foretold and as it came out."""
+
+    label: str
+    foretold: float
+    outcome: float | None
+    kind: str  # duration, mb or number
+
+    @property
+    def difference(self) -> float | None:
+        """Return the outcome's distance from the prediction, as a share of the prediction."""
+        if self.outcome is None or not self.foretold:
+            return None
+        return self.outcome / self.foretold - 1
+
+
+def _outcome(run: Run) -> list[Beside]:
+    """Return what preflight foretold beside what the run took; nothing for a run without it."""
+    foretold, report = run.prediction, run.report
+    if not foretold:
+        return []
+    whole = None
+    if run.state == Run.State.SUCCEEDED and run.attempts == 1 and run.started_at and run.ended_at:
+        whole = (run.ended_at - run.started_at).total_seconds()
+    rows = [
+        ("Whole run", "seconds", whole, "duration"),
+        ("Training steps", "training_seconds", report.get("seconds"), "duration"),
+        ("Peak memory", "peak_memory_mb", report.get("peak_memory_mb"), "mb"),
+        ("Steps", "steps", report.get("steps"), "number"),
+        (
+            "Trained weights",
+            "trainable_parameters",
+            report.get("trainable_parameters"),
+            "number",
+        ),
+    ]
+    return [
+        Beside(label=label, foretold=foretold[name], outcome=outcome, kind=kind)
+        for label, name, outcome, kind in rows
+        if foretold.get(name) is not None
+    ]
 
 
 @login_required

@@ -34,6 +34,17 @@ def env_int(name: str, default: int) -> int:
         raise BadSetting(f"{name} must be a whole number, not {raw!r}.") from None
 
 
+def env_float(name: str, default: float) -> float:
+    """Return a number from a variable; anything else stops the boot."""
+    raw = os.environ.get(name)
+    if raw is None or raw == "":
+        return default
+    try:
+        return float(raw)
+    except ValueError:
+        raise BadSetting(f"{name} must be a number, not {raw!r}.") from None
+
+
 def env_list(name: str, default: list[str]) -> list[str]:
     """Return a comma-separated variable as a list without empty parts."""
     raw = os.environ.get(name)

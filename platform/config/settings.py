@@ -12,7 +12,7 @@ import structlog
 from csp.constants import NONE, SELF
 
 from config import services
-from config.environment import env_bool, env_int, env_list, env_secret
+from config.environment import env_bool, env_float, env_int, env_list, env_secret
 
 BASE_DIR = Path(__file__).resolve().parents[2]
 VAR_DIR = Path(os.environ.get("LAUREL_VAR", BASE_DIR / "var")).resolve()
@@ -254,6 +254,9 @@ RUN_MAX_ATTEMPTS = env_int("RUN_MAX_ATTEMPTS", 5)
 EVALUATION_RULES = env_list("EVALUATION_RULES", ["training.rules:concise"])
 # Off: an admin of one project could post into the site's own network.
 WEBHOOKS_TO_PRIVATE_ADDRESSES = env_bool("WEBHOOKS_TO_PRIVATE_ADDRESSES", False)
+# What an hour of the trainer costs; 0 says nothing about money.
+PRICE_PER_HOUR = env_float("PRICE_PER_HOUR", 0.0)
+PRICE_CURRENCY = os.environ.get("PRICE_CURRENCY", "EUR")
 RUN_LAUNCHER = os.environ.get("RUN_LAUNCHER", "local")
 
 # Logs: one JSON line an event, no secret in it

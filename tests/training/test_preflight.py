@@ -1,0 +1,183 @@
+"""Preflight: foretold before anything is queued, refused where it cannot fit, learnt from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from rest_framework.test import APIClient
+
+from accounts.errors import ProductError
+from accounts.models import User
+from inference.models import Version
+from tests.training.test_runs import (  # noqa: F401
+    ARGUMENTS,
+    base_version,
+    folder,
+    snapshot,
+    start,
+)
+from training import machines, runs
+from training.engine.estimate import HEADROOM
+from training.models import Machine, Run, Snapshot, Throughput
+from training.preflight import Preflight, check_run
+
+Check = Callable[..., Preflight]
+
+
+@pytest.fixture
+def check(snapshot: Snapshot, base_version: Version) -> Check:  # noqa: F811
+    """Return a function that foretells a small DPO run."""
+
+    def foretell(**changes: Any) -> Preflight:
+        found = check_run(
+            snapshot=snapshot,
+            start_version=base_version,
+            method="dpo",
+            arguments=ARGUMENTS | changes,
+        )
+        assert found is not None
+        return found
+
+    return foretell
+
+
+TOO_LARGE = {"batch_size": 64, "token_budget": 100_000}
+
+
+@pytest.fixture
+def small_machine(check: Check) -> Machine:
+    """Return a machine, the last to train, with room for small packs and none for TOO_LARGE."""
+    least = check(batch_size=64, token_budget=1).estimate.peak_memory_mb
+    most = check(**TOO_LARGE).estimate.peak_memory_mb
+    assert least < most
+    return Machine.objects.create(
+        name="small",
+        hardware="a small CPU",
+        device="cpu",
+        memory_mb=(least + most) / 2 / HEADROOM,
+        disk_mb=500,
+        gflops=10,
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_foretells_what_the_engine_then_does(start: Callable[..., Run]) -> None:  # noqa: F811
+    run = start()
+    runs.execute_run(run_id=run.pk)
+    run.refresh_from_db()
+    assert run.state == Run.State.SUCCEEDED, run.reason
+    foretold, report = run.prediction, run.report
+    assert foretold["steps"] == report["steps"]
+    assert foretold["trainable_parameters"] == report["trainable_parameters"]
+    assert foretold["total_parameters"] == report["total_parameters"]
+    row = Throughput.objects.get()
+    assert (row.base, row.method, row.precision) == (run.start_version.base, "dpo", "fp32")
+    assert row.tokens_per_second == pytest.approx(
+        report.get("tokens_per_second", foretold["tokens"] / report["seconds"])
+    )
+    again = start()
+    assert again.prediction["training_seconds"] == pytest.approx(report["seconds"], rel=0.5)
+    assert again.prediction["peak_memory_mb"] == pytest.approx(report["peak_memory_mb"], rel=0.02)
+
+
+def test_it_counts_rows_tokens_and_steps(check: Check, snapshot: Snapshot) -> None:  # noqa: F811
+    found = check().estimate
+    assert found.rows == found.used == snapshot.manifest["rows"]["train"]
+    assert found.trees == snapshot.manifest["prompts"]["train"]
+    assert found.steps == 2 * -(-found.trees // 2)
+    assert found.tokens > found.rows
+    assert check(max_length=40, max_prompt_length=20).estimate.truncated > 0
+
+
+def test_it_proposes_the_nearest_that_fits(check: Check, small_machine: Machine) -> None:
+    found = check(**TOO_LARGE)
+    assert not found.fits
+    assert "of memory" in found.problems[0]
+    assert found.proposal is not None
+    assert set(found.proposal.changes) == {"token_budget"}, "what costs least comes first"
+    taken = check(batch_size=64, **found.proposal.changes)
+    assert taken.fits
+    Machine.objects.update(memory_mb=10)
+    assert check().proposal is None
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_is_queued(
+    start: Callable[..., Run],  # noqa: F811
+    small_machine: Machine,
+) -> None:
+    Machine.objects.update(disk_mb=0.001)
+    with pytest.raises(ProductError, match=r"cannot fit.*the disk are free"):
+        start()
+    assert not Run.objects.exists()
+
+
+def test_it_costs_what_an_hour_costs(check: Check, settings: Any) -> None:
+    assert check().cost is None
+    settings.PRICE_PER_HOUR = 3600.0
+    found = check()
+    assert found.cost == pytest.approx(found.estimate.seconds, abs=0.01)
+
+
+def test_an_interrupted_run_teaches_nothing(start: Callable[..., Run]) -> None:  # noqa: F811
+    run = start()
+    run.attempts = 2
+    machines.learn_from(run, {"seconds": 1.0, "peak_memory_mb": 900, "steps": 4}, 2.0)
+    assert not Throughput.objects.exists()
+
+
+def test_the_page_shows_it_and_takes_a_proposal(
+    snapshot: Snapshot,  # noqa: F811
+    base_version: Version,  # noqa: F811
+    small_machine: Machine,
+    owner: User,
+    login: Callable[[User], Client],
+) -> None:
+    client, slug = login(owner), snapshot.project.slug
+    form = {
+        "snapshot": snapshot.pk,
+        "start_version": base_version.pk,
+        "method": "dpo",
+        "seed": 0,
+        "a-batch_size": 64,
+        "a-target_modules": "all-linear",
+        "a-precision": "fp32",
+        "a-as_json": json.dumps({"token_budget": 100_000}),
+    }
+    fragment = client.post(reverse("run_preflight", args=[slug]), form).content.decode()
+    assert "This run cannot fit." in fragment
+    assert "Trained weights" in fragment
+    take = json.dumps({"token_budget": 300, "gradient_checkpointing": True})
+    page = client.post(reverse("run_new", args=[slug]), form | {"take": take})
+    text = page.content.decode()
+    assert page.status_code == 200
+    assert not Run.objects.exists(), "taking it changes the form, and starts nothing"
+    assert 'name="a-token_budget" value="300"' in text
+    assert "100000" not in text
+    refused = client.post(reverse("run_new", args=[slug]), form)
+    assert refused.status_code == 400
+    assert "The nearest that does" in refused.content.decode()
+
+
+def test_rest_foretells_a_run(
+    snapshot: Snapshot,  # noqa: F811
+    base_version: Version,  # noqa: F811
+    small_machine: Machine,
+    owner: User,
+    lead: User,
+    api: Callable[..., APIClient],
+) -> None:
+    body = {"snapshot": snapshot.pk, "method": "dpo", "arguments": ARGUMENTS}
+    assert api(lead).post("/api/runs/preflight", body).status_code == 403
+    found = api(owner).post("/api/runs/preflight", body).json()
+    assert found["fits"] is True
+    assert found["estimate"]["steps"] > 0
+    too_much = body | {"arguments": ARGUMENTS | TOO_LARGE}
+    refused = api(owner).post("/api/runs/", too_much)
+    assert refused.status_code == 400
+    assert refused.json()["extra"]["preflight"]["proposal"]["changes"]
+    assert not Run.objects.exists()
