@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from accounts import webhooks
 from accounts.errors import ProductError
 from accounts.models import Event, Project, User, Webhook, WebhookMessage
 from accounts.sealing import seal, unseal
+from config.processes import port_is_free, wait_until
 
 State = WebhookMessage.State
 
@@ -298,3 +303,34 @@ def test_it_writes_a_body_that_stays_the_same_at_every_attempt(
     message = WebhookMessage.objects.get()
     assert message.body == WebhookMessage.objects.get().body
     assert json.loads(message.body)["timestamp"] == message.created_at.isoformat()
+
+
+def test_it_satisfies_the_receiver_of_the_docs(
+    project: Project, owner: User, settings: Any, tmp_path: Path
+) -> None:
+    settings.WEBHOOKS_TO_PRIVATE_ADDRESSES = True
+    text = (settings.BASE_DIR / "docs" / "webhooks.md").read_text()
+    [script] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "receiver.py").write_text(script)
+    port = next(port for port in range(8300, 8400) if port_is_free(port))
+    webhook, secret = webhooks.create_webhook(
+        project=project, url=f"http://127.0.0.1:{port}/", events=[Event.ALIAS_MOVED], by=owner
+    )
+    receiver = subprocess.Popen(
+        [sys.executable, "receiver.py", secret, str(port)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: not port_is_free(port), 20)
+        tell(project, to="v1")
+        assert webhooks.deliver(webhook_id=webhook.pk) == 1
+        assert receiver.stdout is not None
+        said = receiver.stdout.readline()
+        assert said.split()[:2] == [WebhookMessage.objects.get().message_id, "alias.moved"]
+    finally:
+        receiver.kill()
+        receiver.communicate()
+    documented = set(re.findall(r"`([a-z]+\.[a-z]+)`", text.partition("```python")[0]))
+    assert documented == set(Event.values)
