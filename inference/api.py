@@ -61,6 +61,7 @@ class MoveSerializer(serializers.ModelSerializer[AliasMove]):
             "to_version",
             "by",
             "why",
+            "overruled",
             "milliseconds",
             "at",
         ]
@@ -156,7 +157,7 @@ class PromoteView(OneVersionView):
 
     @extend_schema(request=MoveInput, responses=MoveSerializer)
     def post(self, request: Request, pk: int) -> Response:
-        """Put a version behind an alias."""
+        """Put a version behind an alias; one that is not proposed needs a reason why."""
         data = MoveInput(data=request.data)
         data.is_valid(raise_exception=True)
         version = self.version(pk)

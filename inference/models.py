@@ -145,6 +145,8 @@ class AliasMove(models.Model):
     to_version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="moves_here")
     by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     why = models.CharField(max_length=500, blank=True)
+    # The gate did not propose it, and an admin promoted it all the same; ``why`` says why.
+    overruled = models.BooleanField(default=False, db_default=False)
     milliseconds = models.FloatField()
     at = models.DateTimeField(auto_now_add=True)
 

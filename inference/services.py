@@ -7,12 +7,14 @@ import os
 import shutil
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Max
+from django.utils.module_loading import import_string
 
 from accounts.errors import Conflict, ProductError
 from accounts.models import Event, Project, User
@@ -135,6 +137,21 @@ def load_on_engines(version: Version) -> None:
         client.load_adapter(name=version.served_name, path=str(version.folder))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says of a promotion, in a sentence."""
+
+    proposed: bool
+    sentence: str
+
+
+def verdict(version: Version, alias_name: str = AliasName.PRODUCTION) -> Verdict:
+    """Ask the site's gate; it lives a floor up, hence a setting names it."""
+    gate = import_string(settings.PROMOTION_GATE)
+    found: Verdict = gate(version=version, alias_name=alias_name)
+    return found
+
+
 def promote(
     *,
     project: Project,
@@ -143,7 +160,18 @@ def promote(
     why: str = "",
     alias_name: AliasName = AliasName.PRODUCTION,
 ) -> AliasMove:
-    """Point the alias at this version, after every engine has loaded it."""
+    """Point the alias at this version, after every engine has loaded it.
+
+    A version that the gate does not propose needs a written reason, which the ledger keeps.
+    """
+    found = verdict(version, alias_name)
+    if not found.proposed and not why.strip():
+        named = Alias.objects.filter(project=project, name=alias_name, version=version)
+        if named.exists():
+            raise Conflict(f"{alias_name} already names {version.name}. Nothing was changed.")
+        raise ProductError(
+            f"{found.sentence} Evaluate it first, or promote it all the same with a reason why."
+        )
     return _move(
         project=project,
         alias_name=alias_name,
@@ -151,6 +179,7 @@ def promote(
         kind=AliasMove.Kind.PROMOTE,
         by=by,
         why=why,
+        overruled=not found.proposed,
     )
 
 
@@ -200,6 +229,7 @@ def _move(
     kind: AliasMove.Kind,
     by: User | None,
     why: str,
+    overruled: bool = False,
 ) -> AliasMove:
     if version.project_id != project.pk:
         raise ProductError("This version belongs to another project.")
@@ -233,6 +263,7 @@ def _move(
             to_version=version,
             by=by,
             why=why,
+            overruled=overruled,
             milliseconds=(time.monotonic() - started) * 1000,
         )
         audit(

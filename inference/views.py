@@ -131,6 +131,7 @@ def _version_context(membership: Membership, version: Version) -> dict[str, Any]
         "run": version.runs.select_related("snapshot", "created_by").first(),
         "here": [row for row in serving if row.alias.version_id == version.pk],
         "elsewhere": [row for row in serving if row.alias.version_id != version.pk],
+        "verdict": services.verdict(version),
         "canary_free": all(row.alias.name != AliasName.CANARY for row in serving),
         "evaluations": version.evaluations.select_related("champion")[:10],
         "defences": version.defences.select_related("challenger")[:10],

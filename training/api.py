@@ -22,6 +22,7 @@ from accounts.pagination import paginated
 from feedback.models import Campaign
 from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots
+from training.evaluation import so_far
 from training.models import Evaluation, Run, Snapshot
 
 
@@ -292,6 +293,8 @@ class RunAgainView(OneRunView):
 
 
 class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
+    result = serializers.SerializerMethodField()
+    proposed = serializers.SerializerMethodField()
     challenger = serializers.CharField(source="challenger.name")
     champion = serializers.CharField(source="champion.name")
 
@@ -302,7 +305,10 @@ class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
             "challenger",
             "champion",
             "snapshot",
+            "judge",
             "rule",
+            "reward_version",
+            "campaign",
             "samples",
             "seed",
             "sampling",
@@ -310,8 +316,18 @@ class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
             "reason",
             "compared",
             "result",
+            "proposed",
             "created_at",
         ]
+
+    def get_result(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the result, or what people's judgements come to so far."""
+        return so_far(evaluation)
+
+    def get_proposed(self, evaluation: Evaluation) -> bool:
+        """Say whether the lower bound of the win rate beats the champion."""
+        done = evaluation.state == Evaluation.State.DONE
+        return done and bool(evaluation.result["win_rate"]["low"] > 0.5)
 
 
 class EvaluationsView(ProjectAPIView):
@@ -321,7 +337,16 @@ class EvaluationsView(ProjectAPIView):
         challenger = serializers.IntegerField(help_text="The id of a version.")
         champion = serializers.IntegerField(help_text="The id of the version to beat.")
         snapshot = serializers.IntegerField(help_text="Whose held-out prompts to use.")
+        judge = serializers.ChoiceField(
+            choices=Evaluation.Judge.choices, default=Evaluation.Judge.RULE
+        )
         rule = serializers.CharField(max_length=200, default="training.rules:concise")
+        reward_version = serializers.IntegerField(
+            required=False, help_text="The reward model's version id, where it judges."
+        )
+        judgements_per_item = serializers.IntegerField(
+            min_value=1, max_value=50, default=3, help_text="Where people judge."
+        )
         samples = serializers.IntegerField(min_value=1, max_value=64, default=4)
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
@@ -334,7 +359,7 @@ class EvaluationsView(ProjectAPIView):
 
     @extend_schema(request=Input, responses={201: EvaluationSerializer})
     def post(self, request: Request) -> Response:
-        """Compare two versions on held-out prompts by a rule."""
+        """Compare two versions on held-out prompts: by a rule, a reward model, or people."""
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         values = data.validated_data
@@ -344,7 +369,14 @@ class EvaluationsView(ProjectAPIView):
             challenger=get_object_or_404(versions, pk=values["challenger"]),
             champion=get_object_or_404(versions, pk=values["champion"]),
             snapshot=get_object_or_404(Snapshot, pk=values["snapshot"], project=project),
+            judge=values["judge"],
             rule=values["rule"],
+            reward_version=(
+                get_object_or_404(versions.select_related("base"), pk=values["reward_version"])
+                if "reward_version" in values
+                else None
+            ),
+            judgements_per_item=values["judgements_per_item"],
             samples=values["samples"],
             seed=values["seed"],
             by=self.user,

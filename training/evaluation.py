@@ -1,9 +1,9 @@
-"""Compare two versions on held-out prompts by a rule."""
+"""Compare two versions on held-out prompts: by a rule, a reward model, or people."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -19,11 +19,14 @@ from feedback.services import GENERATION_THREADS
 from inference import client
 from inference.models import Completion, Version
 from inference.services import load_on_engines
+from training import judges, labelled
+from training.judges import Answers, Comparison
 from training.models import Evaluation, Snapshot
-from training.snapshots import heldout_prompts
-from training.statistics import win_rate
+from training.snapshots import heldout_prompts, heldout_references
+from training.statistics import fragility, length_controlled, win_rate
 
 Rule = Callable[[str, str], float]
+SIDES = ("challenger", "champion")
 DEFAULT_SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
 
 
@@ -48,49 +51,79 @@ def start_evaluation(
     challenger: Version,
     champion: Version,
     snapshot: Snapshot,
-    rule: str,
     by: User | None,
+    judge: str = Evaluation.Judge.RULE,
+    rule: str = "",
+    reward_version: Version | None = None,
+    judgements_per_item: int = 3,
     samples: int = 4,
     seed: int = 0,
     sampling: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Queue a comparison of two versions on the snapshot's held-out prompts."""
+    """Queue a comparison of two versions on the snapshot's held-out prompts.
+
+    By people it opens a blind campaign at once; its judgements are the result.
+    """
     from training.tasks import evaluate
 
     if challenger.project_id != snapshot.project_id or champion.project_id != snapshot.project_id:
         raise ProductError("Challenger, champion and snapshot must be of one project.")
     if challenger.pk == champion.pk:
         raise ProductError("A version cannot be compared with itself. Choose another champion.")
-    if rule not in settings.EVALUATION_RULES:
-        raise ProductError(
-            f"“{rule}” is not among the rules of this site: {', '.join(settings.EVALUATION_RULES)}."
-        )
+    if "reward" in (challenger.method, champion.method):
+        raise ProductError("A reward model writes no answers. Choose versions that do.")
     evaluation = Evaluation(
         project=snapshot.project,
         challenger=challenger,
         champion=champion,
         snapshot=snapshot,
-        rule=rule,
+        judge=judge,
         samples=samples,
         seed=seed,
         sampling=DEFAULT_SAMPLING | (sampling or {}),
         created_by=by,
     )
+    if judge == Evaluation.Judge.RULE:
+        if rule not in settings.EVALUATION_RULES:
+            raise ProductError(
+                f"“{rule}” is not among the rules of this site: "
+                f"{', '.join(settings.EVALUATION_RULES)}."
+            )
+        evaluation.rule = rule
+    elif judge == Evaluation.Judge.REWARD:
+        if reward_version is None or reward_version.method != "reward":
+            raise ProductError("Choose a reward model, a version that a reward run gave.")
+        if reward_version.project_id != snapshot.project_id:
+            raise ProductError("The reward model belongs to another project.")
+        evaluation.reward_version = reward_version
     evaluation.full_clean()
     evaluation.save()
-    evaluate.delay_on_commit(evaluation.pk)
+    if judge != Evaluation.Judge.PEOPLE:
+        evaluate.delay_on_commit(evaluation.pk)
+        return evaluation
+    evaluation.campaign = judges.ask_people(
+        evaluation,
+        prompts=_prompts(evaluation),
+        judgements_per_item=judgements_per_item,
+        by=by,
+    )
+    evaluation.state, evaluation.samples = Evaluation.State.RUNNING, 1
+    evaluation.save(update_fields=["campaign", "state", "samples"])
     return evaluation
 
 
 def evaluate(*, evaluation_id: int) -> Evaluation:
-    """Generate with both versions, judge each pair by the rule, store the win rate."""
+    """Generate with both versions, have each pair judged, store the win rate."""
     evaluation = Evaluation.objects.select_related(
-        "challenger__base", "champion__base", "snapshot", "project"
+        "challenger__base", "champion__base", "reward_version__base", "snapshot", "project"
     ).get(pk=evaluation_id)
+    if evaluation.judge == Evaluation.Judge.PEOPLE:
+        return evaluation  # its campaign's judgements come when they come
     mine = Evaluation.objects.filter(pk=evaluation_id)
     mine.update(state=Evaluation.State.RUNNING, reason="", compared=0)
     try:
-        result = _compare(evaluation)
+        answers = _answers(evaluation)
+        result = summarise(evaluation, _judged(evaluation, answers))
     except (ProductError, Unavailable) as error:
         mine.update(state=Evaluation.State.FAILED, reason=error.message[:500])
     else:
@@ -99,42 +132,124 @@ def evaluate(*, evaluation_id: int) -> Evaluation:
     return evaluation
 
 
-def _compare(evaluation: Evaluation) -> dict[str, Any]:
-    rule = load_rule(evaluation.rule)
+def settle_evaluations() -> int:
+    """Finish every comparison by people whose last judgement is in; return how many."""
+    settled = 0
+    waiting = Evaluation.objects.filter(
+        state=Evaluation.State.RUNNING, judge=Evaluation.Judge.PEOPLE
+    ).select_related("challenger", "champion", "snapshot", "campaign")
+    for evaluation in waiting:
+        if not judges.people_are_done(evaluation):
+            continue
+        comparisons = judges.read_people(evaluation)
+        mine = Evaluation.objects.filter(pk=evaluation.pk, state=Evaluation.State.RUNNING)
+        if comparisons:
+            changes: dict[str, Any] = {
+                "state": Evaluation.State.DONE,
+                "result": summarise(evaluation, comparisons),
+                "compared": len(comparisons),
+            }
+        else:
+            reason = "Its campaign ended without a judgement. Compare again."
+            changes = {"state": Evaluation.State.FAILED, "reason": reason}
+        settled += mine.update(**changes)
+    return settled
+
+
+def so_far(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the result, or what people's judgements come to so far."""
+    people = evaluation.judge == Evaluation.Judge.PEOPLE and evaluation.campaign is not None
+    result: dict[str, Any] = evaluation.result
+    if result or not people:
+        return result
+    comparisons = judges.read_people(evaluation)
+    return summarise(evaluation, comparisons) if comparisons else {}
+
+
+def _prompts(evaluation: Evaluation) -> list[Prompt]:
     heldout = heldout_prompts(evaluation.snapshot)
     prompts = list(Prompt.objects.filter(project=evaluation.project, digest__in=heldout))
     if not prompts:
         raise ProductError("This snapshot holds out no prompts, so there is nothing to compare on.")
+    return prompts
+
+
+def _judged(evaluation: Evaluation, answers: list[Answers]) -> list[Comparison]:
+    if evaluation.reward_version is not None:
+        return judges.judge_by_reward(evaluation.reward_version, answers)
+    rule = load_rule(evaluation.rule)
+    return [
+        one.compared(
+            rule(one.prompt.last_turn, one.challenger.text),
+            rule(one.prompt.last_turn, one.champion.text),
+        )
+        for one in answers
+    ]
+
+
+def summarise(evaluation: Evaluation, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return the win rate with its interval, the same at equal length, and how fragile it is."""
+    scores: dict[str, list[float]] = {}
+    differences: dict[str, list[float]] = {}
+    for one in comparisons:
+        scores.setdefault(one.prompt_id, []).append(one.score)
+        longer = float(one.challenger_tokens - one.champion_tokens)
+        differences.setdefault(one.prompt_id, []).append(longer)
+    grouped = list(scores.values())
+    count = len(comparisons)
+    return {
+        "win_rate": asdict(win_rate(grouped)),
+        "length_controlled": asdict(length_controlled(grouped, list(differences.values()))),
+        "fragility": asdict(fragility(grouped)),
+        "prompts": len(scores),
+        "mean_tokens": {
+            "challenger": sum(one.challenger_tokens for one in comparisons) / count,
+            "champion": sum(one.champion_tokens for one in comparisons) / count,
+        },
+        "preference": {
+            "challenger": evaluation.challenger.metrics.get("after"),
+            "champion": evaluation.champion.metrics.get("after"),
+        },
+        "labelled": _labelled(evaluation, comparisons),
+    }
+
+
+def _labelled(evaluation: Evaluation, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Compare the challenger's answers with what was chosen on the same prompts."""
+    references = heldout_references(evaluation.snapshot)
+    answered = {one.prompt_id: one.challenger_text for one in comparisons}
+    both = sorted(answered.keys() & references.keys())
+    if not both:
+        return {}
+    expected, found = [references[one] for one in both], [answered[one] for one in both]
+    result: dict[str, Any] = {"prompts": len(both), "bleu": labelled.bleu(expected, found)}
+    if labelled.are_labels(expected):
+        result["classification"] = asdict(labelled.classification(expected, found))
+    return result
+
+
+def _answers(evaluation: Evaluation) -> list[Answers]:
+    """Have both versions answer every held-out prompt, with the same seeds."""
+    prompts = _prompts(evaluation)
     load_on_engines(evaluation.challenger)
     load_on_engines(evaluation.champion)
     timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
-    scores: dict[int, list[float]] = {}
-    lengths: dict[str, list[int]] = {"challenger": [], "champion": []}
+    answers = []
     with httpx.Client(timeout=timeout) as http, ThreadPoolExecutor(GENERATION_THREADS) as threads:
         jobs = [
-            (prompt, sample, side, threads.submit(_answer, http, evaluation, prompt, sample, side))
+            (
+                prompt,
+                [threads.submit(_answer, http, evaluation, prompt, sample, side) for side in SIDES],
+            )
             for prompt in prompts
             for sample in range(evaluation.samples)
-            for side in ("challenger", "champion")
         ]
-        answers: dict[tuple[int, int, str], str] = {}
-        for prompt, sample, side, job in jobs:
-            completion = job.result()
-            completion.save(force_insert=True)
-            answers[prompt.pk, sample, side] = completion.text
-            lengths[side].append(completion.completion_tokens)
-            Evaluation.objects.filter(pk=evaluation.pk).update(compared=len(answers) // 2)
-    for prompt in prompts:
-        for sample in range(evaluation.samples):
-            ours = rule(prompt.last_turn, answers[prompt.pk, sample, "challenger"])
-            theirs = rule(prompt.last_turn, answers[prompt.pk, sample, "champion"])
-            score = 1.0 if ours > theirs else 0.0 if ours < theirs else 0.5
-            scores.setdefault(prompt.pk, []).append(score)
-    return {
-        "win_rate": asdict(win_rate(list(scores.values()))),
-        "prompts": len(prompts),
-        "mean_tokens": {side: sum(n) / len(n) for side, n in lengths.items()},
-    }
+        for prompt, sides in jobs:
+            ours, theirs = (side.result() for side in sides)
+            Completion.objects.bulk_create([ours, theirs])
+            answers.append(Answers(prompt=prompt, challenger=ours, champion=theirs))
+            Evaluation.objects.filter(pk=evaluation.pk).update(compared=len(answers))
+    return answers
 
 
 def _answer(

@@ -14,7 +14,7 @@ from feedback.models import Campaign
 from inference.models import AliasName, Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
-from training.models import Snapshot
+from training.models import Evaluation, Snapshot
 
 METHODS = tuple(ENGINE_METHODS)
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
@@ -218,7 +218,30 @@ class EvaluationForm(forms.Form):
         empty_label=None,
         help_text="Prompts that this snapshot kept from training.",
     )
-    rule = forms.ChoiceField(help_text="Which answer counts as better; a rule of this site.")
+    judge = forms.ChoiceField(
+        label="Judged by",
+        choices=Evaluation.Judge.choices,
+        initial=Evaluation.Judge.RULE,
+        required=False,
+        help_text="People judge both answers side by side and never learn who wrote them.",
+    )
+    rule = forms.ChoiceField(
+        required=False, help_text="Where a rule judges: which answer counts as better."
+    )
+    reward_version = VersionField(
+        label="Reward model",
+        queryset=Version.objects.none(),
+        required=False,
+        help_text="Where a reward model judges.",
+    )
+    judgements_per_item = forms.IntegerField(
+        label="Judgements of each pair",
+        min_value=1,
+        max_value=50,
+        initial=3,
+        required=False,
+        help_text="Where people judge.",
+    )
     samples = forms.IntegerField(
         label="Answers to each prompt",
         min_value=1,
@@ -234,7 +257,10 @@ class EvaluationForm(forms.Form):
         for name in ("challenger", "champion"):
             field = self.fields[name]
             assert isinstance(field, forms.ModelChoiceField)
-            field.queryset = versions.order_by("-number")
+            field.queryset = versions.exclude(method="reward").order_by("-number")
+        reward = self.fields["reward_version"]
+        assert isinstance(reward, forms.ModelChoiceField)
+        reward.queryset = versions.filter(method="reward").order_by("-number")
         snapshots, rule = self.fields["snapshot"], self.fields["rule"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(rule, forms.ChoiceField)
@@ -243,3 +269,9 @@ class EvaluationForm(forms.Form):
         production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
         if production is not None:
             self.initial.setdefault("champion", production.pk)
+
+    def clean_judge(self) -> str:
+        return self.cleaned_data["judge"] or Evaluation.Judge.RULE
+
+    def clean_judgements_per_item(self) -> int:
+        return self.cleaned_data["judgements_per_item"] or 3

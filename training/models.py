@@ -265,7 +265,7 @@ class Throughput(models.Model):
 
 
 class Evaluation(models.Model):
-    """A challenger against a champion on held-out prompts, judged by a rule."""
+    """A challenger against a champion on held-out prompts."""
 
     class State(models.TextChoices):
         QUEUED = "queued", "queued"
@@ -273,11 +273,23 @@ class Evaluation(models.Model):
         DONE = "done", "done"
         FAILED = "failed", "failed"
 
+    class Judge(models.TextChoices):
+        RULE = "rule", "a rule"
+        REWARD = "reward", "a reward model"
+        PEOPLE = "people", "people, blind"
+
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="evaluations")
     challenger = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="evaluations")
     champion = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="defences")
     snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="evaluations")
-    rule = models.CharField(max_length=200)
+    judge = models.CharField(max_length=10, choices=Judge.choices, default=Judge.RULE)
+    rule = models.CharField(max_length=200, blank=True)
+    reward_version = models.ForeignKey(
+        Version, on_delete=models.PROTECT, null=True, blank=True, related_name="judged"
+    )
+    campaign = models.OneToOneField(
+        Campaign, on_delete=models.PROTECT, null=True, blank=True, related_name="evaluation"
+    )
     samples = models.PositiveSmallIntegerField(default=4)
     seed = models.PositiveIntegerField(default=0)
     sampling = models.JSONField(default=dict, blank=True)
@@ -292,6 +304,15 @@ class Evaluation(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(judge="reward") | Q(reward_version__isnull=False),
+                name="a_reward_judge_is_named",
+            ),
+            models.CheckConstraint(
+                condition=~Q(judge="rule") | ~Q(rule=""), name="a_rule_judge_is_named"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.challenger} against {self.champion}"

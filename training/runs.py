@@ -228,7 +228,7 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
         child = subprocess.Popen(
             [sys.executable, "-m", "training.engine", str(directory)],
             cwd=settings.BASE_DIR,
-            env=_child_environment(),
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -255,7 +255,7 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
             child.wait()
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return the environment without what the child has no business knowing."""
     hidden = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "ENGINE_API_KEY", "DJANGO_SETTINGS_MODULE")
     kept = {key: value for key, value in os.environ.items() if key not in hidden}

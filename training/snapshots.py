@@ -171,6 +171,17 @@ def heldout_prompts(snapshot: Snapshot) -> list[str]:
     return sorted(found)
 
 
+def heldout_references(snapshot: Snapshot) -> dict[str, str]:
+    """Return, for each held-out prompt, the text of the first answer that was chosen there."""
+    found: dict[str, str] = {}
+    with pq.ParquetFile(snapshot.folder / "heldout.parquet") as file:
+        for batch in file.iter_batches(columns=["prompt_id", "chosen"]):
+            for row in batch.to_pylist():
+                if row["chosen"]:
+                    found.setdefault(row["prompt_id"], row["chosen"][-1]["content"])
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """One judgement that gives pairs; ``texts`` and ``digests`` are those of its item."""

@@ -33,3 +33,11 @@ def sweep_runs() -> None:
     from training import runs
 
     runs.sweep_runs()
+
+
+@shared_task(name="training.tasks.settle_evaluations")
+def settle_evaluations() -> None:
+    """Finish comparisons by people whose judgements are all in; runs every few seconds."""
+    from training import evaluation
+
+    evaluation.settle_evaluations()

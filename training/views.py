@@ -20,7 +20,7 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import ordered, page_of, refused
 from inference.models import Version
-from training import charts, evaluation, preflight, runs, snapshots
+from training import charts, evaluation, gate, preflight, runs, snapshots
 from training.formats import FORMATS
 from training.forms import (
     METHODS,
@@ -452,13 +452,16 @@ def evaluation_new(request: HttpRequest, slug: str) -> HttpResponse:
 def _evaluation_context(request: HttpRequest, slug: str, pk: int) -> dict[str, Any]:
     membership = get_membership(request, slug, Role.LEAD)
     rows = Evaluation.objects.filter(project=membership.project).select_related(
-        "challenger", "champion", "snapshot", "created_by"
+        "challenger", "champion", "snapshot", "created_by", "campaign", "reward_version"
     )
     found = get_object_or_404(rows, pk=pk)
     heldout = found.snapshot.manifest.get("prompts", {}).get("heldout", 0)
+    result = evaluation.so_far(found)
     return {
         "evaluation": found,
-        "win_rate": found.result.get("win_rate"),
+        "result": result,
+        "win_rate": result.get("win_rate"),
+        "standing": gate.standing(version=found.challenger, champion=found.champion),
         "waiting": found.state in (Evaluation.State.QUEUED, Evaluation.State.RUNNING),
         "to_compare": heldout * found.samples,
     }

@@ -207,6 +207,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "keep engines warm": {"task": "inference.tasks.keep_engines_warm", "schedule": 5.0},
     "sweep runs": {"task": "training.tasks.sweep_runs", "schedule": 10.0},
+    "settle evaluations": {"task": "training.tasks.settle_evaluations", "schedule": 10.0},
     "resume stalled generations": {
         "task": "feedback.tasks.resume_stalled_generations",
         "schedule": 30.0,
@@ -254,6 +255,8 @@ RUN_MAX_ATTEMPTS = env_int("RUN_MAX_ATTEMPTS", 5)
 EVALUATION_RULES = env_list("EVALUATION_RULES", ["training.rules:concise"])
 # Off: an admin of one project could post into the site's own network.
 WEBHOOKS_TO_PRIVATE_ADDRESSES = env_bool("WEBHOOKS_TO_PRIVATE_ADDRESSES", False)
+# Who decides whether a version is proposed for an alias; asked before every promotion.
+PROMOTION_GATE = "training.gate.check_promotion"
 # What an hour of the trainer costs; 0 says nothing about money.
 PRICE_PER_HOUR = env_float("PRICE_PER_HOUR", 0.0)
 PRICE_CURRENCY = os.environ.get("PRICE_CURRENCY", "EUR")

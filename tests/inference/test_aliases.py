@@ -127,7 +127,7 @@ def test_nothing_moves_when_the_engine_is_away(
     project: Project, base_version: Version, register: Callable[[int], Version], owner: User
 ) -> None:
     with pytest.raises(Unavailable, match="Nothing was changed"):
-        services.promote(project=project, version=register(1), by=owner)
+        services.promote(project=project, version=register(1), by=owner, why="a test")
     assert Alias.objects.get(project=project).version == base_version
     assert AliasMove.objects.count() == 1
 

@@ -206,7 +206,7 @@ def test_promote_and_roll_back_fail_no_request_and_mix_no_versions(
         askers = [threads.submit(ask) for _ in range(3)]
         try:
             more()
-            services.promote(project=project, version=tuned, by=owner)
+            services.promote(project=project, version=tuned, by=owner, why="a test")
             more()
             move = services.roll_back(project=project, by=owner)
             more()
@@ -234,7 +234,7 @@ def test_an_engine_that_restarted_is_given_the_adapter_again(
         )
         assert answer.model == "v1"
         assert services.keep_engines_warm() == 0, "nothing is promoted, so nothing must be warm"
-        services.promote(project=project, version=tuned, by=None)
+        services.promote(project=project, version=tuned, by=None, why="a test")
         httpx.post(
             f"{fresh.url}/v1/unload_lora_adapter",
             json={"lora_name": tuned.served_name},
