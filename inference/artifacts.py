@@ -11,6 +11,8 @@ from pathlib import Path
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+MODEL_WEIGHTS = "model.safetensors"
+MODEL_CONFIG = "config.json"
 BASE_RECORD = "base.json"
 
 
@@ -25,12 +27,30 @@ def adapter_digest(path: Path | str) -> str:
 
     A missing file raises FileNotFoundError that names it.
     """
+    return _digest_of(Path(path), ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+
+
+def model_digest(path: Path | str) -> str:
+    """Return the SHA-256 over a whole model's weights, then its configuration.
+
+    A missing file raises FileNotFoundError that names it.
+    """
+    return _digest_of(Path(path), MODEL_WEIGHTS, MODEL_CONFIG)
+
+
+def _digest_of(folder: Path, *names: str) -> str:
     digest = hashlib.sha256()
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        with (Path(path) / name).open("rb") as stream:
+    for name in names:
+        with (folder / name).open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def weights_digest(path: Path | str) -> str:
+    """Return the digest of what a training left: an adapter, or a whole model."""
+    whole = (Path(path) / MODEL_WEIGHTS).exists()
+    return model_digest(path) if whole else adapter_digest(path)
 
 
 def folder_digest(path: Path | str, *, leave_out: Iterable[str] = ()) -> str:

@@ -123,10 +123,11 @@ class Arguments:
     max_grad_norm: float = argument(
         1.0, "A step's gradient is scaled down to this norm; 0 leaves it alone.", minimum=0.0
     )
-    tuning: Literal["lora", "qlora4", "qlora8"] = argument(
+    tuning: Literal["lora", "qlora4", "qlora8", "full"] = argument(
         "lora",
-        "What carries the trained LoRA: the base as it is, or held in 4-bit NF4 or in 8 bit, "
-        "which needs less memory and more time.",
+        "What is trained: a LoRA on the base as it is, a LoRA on the base held in 4-bit NF4 or in "
+        "8 bit, which needs less memory and more time, or full: every weight, which needs four "
+        "times the base's size in fp32, a learning_rate near 1e-5, and gives a whole model.",
         source=f"{LORA_PAPER}; QLoRA, arXiv 2305.14314",
     )
     lora_r: int = argument(
@@ -152,6 +153,11 @@ class Arguments:
         "optimizer are fp32 always. auto takes bf16 where this device is measured to be quicker "
         "and accurate with it.",
     )
+    engine: Literal["auto", "tree", "trl"] = argument(
+        "auto",
+        "What computes the loss: our rank tree, or TRL's own trainers. auto takes the tree, and "
+        "TRL where the architecture cannot take the tree's mask.",
+    )
     gradient_checkpointing: bool = argument(
         False, "Compute activations twice to hold fewer of them: less memory, a third more time."
     )
@@ -171,6 +177,16 @@ class Arguments:
             )
         if not self.target_modules or not all(self.target_modules):
             raise ArgumentError("target_modules is empty: name a layer, or use all-linear.")
+        if self.tuning == "full" and self.precision == "bf16":
+            raise ArgumentError(
+                "Full weights are trained in fp32, or small steps would vanish in rounding: set "
+                "precision to auto, or tuning to lora."
+            )
+
+
+def _refuse_trl(arguments: Arguments, what: str) -> None:
+    if arguments.engine == "trl":
+        raise ArgumentError(f"{what}: set engine to tree, or to auto.")
 
 
 REFERENCE = (
@@ -244,6 +260,10 @@ class DpoArguments(Arguments):
             raise ArgumentError(
                 "The ipo loss divides by the length already: leave length_normalised off."
             )
+        if self.ties == "rao-kupper":
+            _refuse_trl(self, "TRL knows no ties")
+        if self.length_normalised and self.loss != "sigmoid":
+            _refuse_trl(self, "TRL divides by the length in the sigmoid loss only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +279,10 @@ class OrpoArguments(Arguments):
         maximum=100.0,
         basic=True,
     )
+
+    def check(self) -> None:
+        super().check()
+        _refuse_trl(self, "TRL's ORPO is experimental and may vanish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +305,10 @@ class SimpoArguments(Arguments):
         minimum=0.0,
         maximum=100.0,
     )
+
+    def check(self) -> None:
+        super().check()
+        _refuse_trl(self, "TRL's SimPO is experimental and may vanish")
 
 
 @dataclass(frozen=True, kw_only=True)

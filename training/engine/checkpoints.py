@@ -27,6 +27,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    tokens: int = 0
     token_budget: int = 0
     halved: bool = False
     plain: bool = False

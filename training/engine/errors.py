@@ -6,6 +6,7 @@ BAD_INPUT = 2
 CRASHED = 1
 CANCELLED = 3
 NOT_PROVED = 4
+PAUSED = 5
 
 
 class RunError(Exception):
@@ -24,4 +25,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Cancelled(Exception):
-    """Somebody asked the run to stop."""
+    """Somebody asked the run to stop for good."""
+
+
+class Paused(Exception):
+    """Somebody asked the run to stop for now; it goes on from its checkpoint."""

@@ -10,6 +10,7 @@ import torch
 
 from training.engine.data import Tree
 from training.engine.methods import Method, Scores, means, pair_metrics
+from training.engine.team import Team
 from training.engine.tree import build_pack, group_trees
 
 RESAMPLES = 1000
@@ -24,17 +25,19 @@ def evaluate(
     *,
     budget: int,
     device: torch.device,
+    team: Team,
 ) -> dict[str, float]:
     """Return weighted means over all pairs; reward_accuracy counts a tie as one half.
 
     The 95 % intervals come from drawing whole prompts anew: pairs of one prompt are not
     independent.
     """
-    per_prompt = []
-    for group in group_trees(trees, budget):
+    parts = []
+    for group in team.share(group_trees(trees, budget)):
         scores = score(build_pack(group, device))
         rewards = method.rewards(scores, arguments)
-        per_prompt += _by_tree(group, rewards)
+        parts.append(_by_tree(group, rewards))
+    per_prompt = [one for part in team.gather(parts) for one in part]
     totals = {name: sum(one[name] for one in per_prompt) for name in per_prompt[0]}
     found = means(totals)
     result = {

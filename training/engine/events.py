@@ -8,11 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.engine.trackers import Tracker, numbers
+
 
 class EventLog:
-    """Append events, one JSON object a line, flushed, so a reader may follow the file."""
+    """Append events, one JSON object a line, flushed, so a reader may follow the file.
+
+    Steps go to the trackers as well.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.trackers: list[Tracker] = []
         written = path.read_bytes() if path.exists() else b""
         self.stream = path.open("a", encoding="utf-8")
         if written and not written.endswith(b"\n"):
@@ -23,6 +29,17 @@ class EventLog:
         event = {"type": kind, **{key: _plain(value) for key, value in values.items()}}
         self.stream.write(json.dumps({**event, "time": round(time.time(), 3)}) + "\n")
         self.stream.flush()
+
+    def step(self, step: int, **values: Any) -> None:
+        """Write the figures of one step, here and to the trackers."""
+        self.write("step", step=step, **values)
+        for tracker in self.trackers:
+            tracker.step(step, numbers(values))
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+        self.stream.close()
 
     def state(self, state: str) -> None:
         self.write("state", state=state)

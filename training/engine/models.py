@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,7 @@ def load_base(
     if "quantization_config" in options:
         options["device_map"] = {"": str(device)}
     try:
-        model = kind.from_pretrained(
-            base, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options
-        )
+        model = _with_attention(kind, base, dtype, device, options)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"The base {base} cannot be loaded: {error}.") from error
     for module in model.modules():
@@ -105,6 +103,21 @@ def load_base(
     if head == "score":
         model.config.pad_token_id = model.config.pad_token_id or 0
     return model if "quantization_config" in options else model.to(device)
+
+
+def _with_attention(
+    kind: Any, base: Path, dtype: torch.dtype, device: torch.device, options: dict[str, Any]
+) -> Any:
+    """Load with the quickest attention that the architecture and the device take."""
+    kinds = ["flex_attention"] if device.type == "cuda" else []
+    for attention in [*kinds, "sdpa"]:
+        with suppress(ImportError, ValueError):  # what else is wrong, the last try says
+            return kind.from_pretrained(
+                base, dtype=dtype, attn_implementation=attention, use_safetensors=True, **options
+            )
+    return kind.from_pretrained(
+        base, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
+    )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -119,8 +132,13 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def add_adapter(
     model: Any, arguments: Arguments, *, head: str, seed: int, parent: Artifact | None
 ) -> Any:
-    """Put a fresh LoRA on a base, seeded, or take up the parent's; its weights are fp32."""
+    """Put a fresh LoRA on a base, seeded, or take up the parent's; its weights are fp32.
+
+    Full-weights tuning of a bare base needs no adapter: the model itself comes back.
+    """
     torch.manual_seed(seed)
+    if parent is None and arguments.tuning == "full":
+        return model
     if parent is not None:
         try:
             adapted = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
@@ -157,16 +175,33 @@ def keep_score_in_fp32(model: Any) -> None:
 
     Steps of a usual size vanish in bf16's rounding.
     """
-    head = model.get_base_model().score
+    head = (model.get_base_model() if hasattr(model, "peft_config") else model).score
     head.float()
     head.register_forward_pre_hook(lambda _, given: tuple(one.float() for one in given))
 
 
 @contextmanager
 def without_adapter(model: Any, *, off: bool) -> Iterator[None]:
-    """Let the bare base speak while `off`."""
-    with model.disable_adapter() if off else nullcontext():
+    """Let the bare base speak while `off`; a model without an adapter is one."""
+    with model.disable_adapter() if off and hasattr(model, "peft_config") else nullcontext():
         yield
+
+
+def make_all_trainable(model: Any) -> Any:
+    """Fold an adapter into the weights, if there is one, and free every weight for training."""
+    whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
+    return whole.requires_grad_(True)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a whole model and its tokenizer as safetensors; whole or not at all."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    # In one file, so that the digest is over one file.
+    model.save_pretrained(draft, max_shard_size="1TB")
+    tokenizer.save_pretrained(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(draft, folder)
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Artifact) -> None:

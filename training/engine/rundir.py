@@ -14,8 +14,6 @@ from typing import Any
 from training.engine.arguments import ArgumentError, Arguments, parse_arguments
 from training.engine.errors import RunError
 
-ENGINES = ("tree",)
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -31,7 +29,6 @@ class Run:
 
     directory: Path
     method: str
-    engine: str
     base: Artifact
     parent: Artifact | None
     snapshot: Artifact
@@ -41,6 +38,15 @@ class Run:
     @property
     def adapter(self) -> Path:
         return self.directory / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """Where full-weights tuning saves the whole model."""
+        return self.directory / "model"
+
+    @property
+    def full(self) -> bool:
+        return self.arguments.tuning == "full"
 
     @property
     def checkpoints(self) -> Path:
@@ -68,7 +74,6 @@ def read_run(directory: Path) -> Run:
         run = Run(
             directory=directory,
             method=given["method"],
-            engine=given.get("engine", "tree"),
             base=_artifact(given["base"]),
             parent=_artifact(given["parent"]) if given.get("parent") else None,
             snapshot=_artifact(given["snapshot"]),
@@ -81,8 +86,6 @@ def read_run(directory: Path) -> Run:
         raise RunError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise RunError(f"{path} is not as it should be: {error}.") from error
-    if run.engine not in ENGINES:
-        raise RunError(f"There is no engine {run.engine!r}: choose {' or '.join(ENGINES)}.")
     folders = (("base", run.base), ("parent adapter", run.parent), ("snapshot", run.snapshot))
     for what, artifact in folders:
         if artifact is not None and not artifact.path.is_dir():

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -22,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.artifacts import adapter_digest
+from inference.artifacts import adapter_digest, model_digest
 from training.engine.arguments import Arguments
 from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
 from training.engine.data import RowCounts, Tree, read_trees, split_tree
-from training.engine.errors import CRASHED, Cancelled, RunError, is_out_of_memory
+from training.engine.errors import CRASHED, Cancelled, Paused, RunError, is_out_of_memory
 from training.engine.evaluate import evaluate
 from training.engine.events import EventLog
+from training.engine.general import perplexity, read_general
 from training.engine.methods import METHODS, Method, Scores, means, pair_metrics
 from training.engine.models import (
     CLEAR_GAIN,
@@ -38,38 +37,28 @@ from training.engine.models import (
     cast_weights,
     load_base,
     load_tokenizer,
+    make_all_trainable,
     pick_device,
     save_adapter,
+    save_model,
     without_adapter,
 )
 from training.engine.policy import Policy, choose_computation
 from training.engine.prove import read_proof, write_probe
 from training.engine.reference import ReferenceStore, store_group
+from training.engine.report import Clock, make_report, memory_mb
 from training.engine.rundir import Run, var_folder, write_json
+from training.engine.stopping import Stop
+from training.engine.team import Team
 from training.engine.threads import Threads
 from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
+from training.engine.with_trl import TrlLoss, trl_refuses
 
 CHECKPOINT_SECONDS = 20.0
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
 LARGEST_TREE = 4096  # tokens; a larger tree is cut into trees that share its prompt
 SMALL_BASE = 2_000_000_000  # parameters; up to here the tree is checked in fp32
 BF16_ERROR = 0.1  # nats per token that bf16 may be off on average to be called accurate
-
-
-class Stop:
-    """Remembers that somebody asked the run to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-
-    def check(self) -> None:
-        if self.asked:
-            raise Cancelled
 
 
 @dataclass
@@ -87,6 +76,9 @@ class Session:
     train: list[Tree]
     heldout: list[Tree]
     strangers: list[Tree]  # for KTO: each training prompt with an answer to another one
+    team: Team
+    clock: Clock
+    trl: TrlLoss | None = None
 
     @property
     def arguments(self) -> Arguments:
@@ -120,20 +112,26 @@ class Session:
         return torch.tensor(found, device=self.device)
 
 
-def train(run: Run, events: EventLog, stop: Stop) -> None:
+def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
     """Carry a run from where it stands to its report."""
     if run.report.exists():
         events.state("done")
         return
-    events.state("loading")
+    clock = Clock(events)
+    clock.enter("loading")
     tokenizer = load_tokenizer(run.base.path)
     trees, counts, heldout = read_data(run, tokenizer)
     stop.check()
-    session = load(run, events, stop, trees, heldout)
+    session = load(run, clock, stop, team, tokenizer, trees, heldout)
     stop.check()
     if session.method.reference:
-        events.state("reference")
+        clock.enter("reference")
         fill_references(session)
+    if run.full:
+        session.policy.model = make_all_trainable(session.policy.model)
+    general = None
+    if session.method.head == "lm":
+        general = read_general(tokenizer)
     parameters = trainable(session.policy.model)
     optimizer = torch.optim.AdamW(
         parameters.values(),
@@ -145,17 +143,24 @@ def train(run: Run, events: EventLog, stop: Stop) -> None:
         restore(tensors, parameters, optimizer)
         events.note(f"Resumed after step {session.progress.step}.")
     elif session.heldout:
-        events.state("evaluating")
-        session.progress.before = evaluate_before(session)
-    events.state("training")
+        clock.enter("evaluating")
+        session.progress.before = evaluate_before(session) | _general(session, general)
+    clock.enter("training")
     train_steps(session, parameters, optimizer)
     after = None
     if session.heldout:
-        events.state("evaluating")
-        after = evaluate_now(session)
+        clock.enter("evaluating")
+        after = evaluate_now(session) | _general(session, general)
         events.write("evaluation", before=session.progress.before, after=after)
-    events.state("saving")
-    save_adapter(session.policy.model, tokenizer, run.adapter, base=run.base)
+    if not team.first:
+        team.leave()
+        return
+    team.leave()
+    clock.enter("saving")
+    if run.full:
+        save_model(session.policy.model, tokenizer, run.model)
+    else:
+        save_adapter(session.policy.model, tokenizer, run.adapter, base=run.base)
     longest = max(session.train, key=lambda tree: tree.tokens)
     write_probe(
         run,
@@ -167,9 +172,13 @@ def train(run: Run, events: EventLog, stop: Stop) -> None:
     report = make_report(session, parameters, counts, after)
     del session, parameters, optimizer
     gc.collect()
-    events.state("proving")
+    clock.enter("proving")
     report["proof"] = prove_in_a_fresh_process(run, stop)
-    report["adapter_digest"] = adapter_digest(run.adapter)
+    if run.full:
+        report["model_digest"] = model_digest(run.model)
+    else:
+        report["adapter_digest"] = adapter_digest(run.adapter)
+    report["throughput"]["seconds"] = clock.finish()
     write_json(run.report, report)
     events.state("done")
 
@@ -197,9 +206,18 @@ def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tre
     return trees, counts, [part for tree in heldout for part in split_tree(tree, LARGEST_TREE)]
 
 
-def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: list[Tree]) -> Session:
+def load(
+    run: Run,
+    clock: Clock,
+    stop: Stop,
+    team: Team,
+    tokenizer: Any,
+    trees: list[Tree],
+    heldout: list[Tree],
+) -> Session:
     """Load the base, check the tree on it, choose the number format, add the adapter."""
     arguments, method, device = run.arguments, METHODS[run.method], pick_device()
+    events = clock.events
     threads = Threads()
     progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[device.type])
     resumed = load_checkpoint(run.checkpoints)
@@ -217,13 +235,16 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     base.eval()
     stop.check()
     threads.adapt()
-    events.state("checking")
+    clock.enter("checking")
     policy = Policy(base, head=method.head)
     shortest = sorted(trees, key=lambda tree: tree.tokens)[:2]
-    if note := choose_computation(policy, shortest):
-        events.note(note)
+    with_trl = choose_engine(policy, arguments, shortest, events)
     if wanted is None:
-        wanted = torch.float32 if quantised else choose_precision(policy, shortest, events)
+        whole = quantised or run.full
+        wanted = torch.float32 if whole else choose_precision(policy, shortest, events)
+        # Processes may measure differently; the first one's word counts.
+        if team.any(team.first and wanted == torch.bfloat16) != (wanted == torch.bfloat16):
+            wanted = torch.float32 if wanted == torch.bfloat16 else torch.bfloat16
     progress.plain = policy.plain
     progress.precision = "bf16" if wanted == torch.bfloat16 else "fp32"
     if not quantised:
@@ -240,9 +261,52 @@ def load(run: Run, events: EventLog, stop: Stop, trees: list[Tree], heldout: lis
     )
     pairs = zip(trees, [*trees[1:], *trees[:1]], strict=True) if method.baseline else ()
     strangers = [Tree(tree.prompt, other.responses[:1], ()) for tree, other in pairs]
-    return Session(
-        run, events, stop, threads, method, policy, store, progress, trees, heldout, strangers
+    session = Session(
+        run,
+        events,
+        stop,
+        threads,
+        method,
+        policy,
+        store,
+        progress,
+        trees,
+        heldout,
+        strangers,
+        team,
+        clock,
     )
+    if with_trl:
+        session.trl = TrlLoss(
+            run.method,
+            arguments,
+            model,
+            tokenizer,
+            store,
+            run.directory / "trl",
+            seed=run.seed,
+            base_is_reference=not keeps_parent(run),
+        )
+    return session
+
+
+def choose_engine(
+    policy: Policy, arguments: Arguments, trees: Sequence[Tree], events: EventLog
+) -> bool:
+    """Say whether TRL's trainers compute the loss; leave a note where that was not asked for."""
+    if arguments.engine == "trl":
+        policy.plain = True  # nothing but plain log-probs anywhere
+        return True
+    note = choose_computation(policy, trees)
+    if note is None:
+        return False
+    refusal = "The engine tree was asked for" if arguments.engine == "tree" else ""
+    refusal = refusal or trl_refuses(arguments).rstrip(".")
+    if refusal:
+        events.note(f"{note} Each response is computed alone, which is slower. {refusal}.")
+        return False
+    events.note(f"{note} TRL's own trainer computes the loss.")
+    return True
 
 
 def keeps_parent(run: Run) -> bool:
@@ -280,9 +344,15 @@ def fill_references(session: Session) -> None:
     off = not keeps_parent(session.run)
     session.policy.model.eval()
     with without_adapter(session.policy.model, off=off):
-        for group in group_trees(missing, session.progress.token_budget):
+        groups = group_trees(missing, session.progress.token_budget)
+        for group in session.team.share(groups):
             session.breathe()
             store_group(session.store, session.policy, group)
+        session.team.wait()
+        if not session.team.alone:  # a host with a disk of its own computes what it lacks
+            for group in groups:
+                if any(session.store.missing(tree) for tree in group):
+                    store_group(session.store, session.policy, group)
 
 
 def evaluate_before(session: Session) -> dict[str, float]:
@@ -318,7 +388,16 @@ def _evaluate(session: Session, score: Any) -> dict[str, float]:
         session.arguments,
         budget=session.progress.token_budget,
         device=session.device,
+        team=session.team,
     )
+
+
+def _general(session: Session, text: list[int] | None) -> dict[str, float]:
+    """Return the policy's perplexity on general text, where it is a language model."""
+    if text is None:
+        return {}
+    session.policy.model.eval()
+    return {"perplexity": perplexity(session.policy, text)}
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -374,30 +453,34 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         try:
+            session.stop.agree()
             metrics = one_step_with_less_memory(session, places, optimizer)
+            session.team.add_gradients(parameters.values())
             metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
             check_finite(step + 1, metrics)
-        except Cancelled:
-            save_checkpoint(run.checkpoints, progress, parameters, optimizer)
+        except (Cancelled, Paused):
+            if session.team.first:
+                save_checkpoint(run.checkpoints, progress, parameters, optimizer)
             raise
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         spent = time.monotonic() - started
         progress.step, progress.seconds = step + 1, progress.seconds + spent
         tokens = metrics.pop("tokens")
-        session.events.write(
-            "step",
-            step=progress.step,
+        progress.tokens += int(tokens)
+        session.events.step(
+            progress.step,
             total_steps=total,
             epoch=epoch + 1,
             learning_rate=rate,
             tokens_per_second=tokens / spent,
+            memory_mb=memory_mb(session.device),
             **metrics,
         )
         every = arguments.checkpoint_every
         now = time.monotonic()
         due = progress.step % every == 0 if every else now - saved > CHECKPOINT_SECONDS
-        if due or progress.step == total:
+        if session.team.first and (due or progress.step == total):
             save_checkpoint(run.checkpoints, progress, parameters, optimizer)
             saved = now
 
@@ -413,7 +496,8 @@ def one_step_with_less_memory(
     try:
         return one_step(session, places)
     except (MemoryError, RuntimeError) as error:
-        if session.progress.halved or not is_out_of_memory(error):
+        # Several processes would have to halve together: they end, and a person decides.
+        if session.progress.halved or not session.team.alone or not is_out_of_memory(error):
             raise
     optimizer.zero_grad(set_to_none=True)
     gc.collect()
@@ -430,26 +514,45 @@ def one_step_with_less_memory(
 
 
 def one_step(session: Session, places: Sequence[int]) -> dict[str, float]:
-    """Add up the gradient of a batch of trees, pack by pack; return the batch's means."""
-    method, arguments = session.method, session.arguments
+    """Add up the gradient of a batch of trees, part by part; return the batch's means."""
     trees = [session.train[place] for place in places]
-    baseline = distance(session, places) if method.baseline else None
-    divisor = sum(map(method.weight, trees))
+    divisor = sum(map(session.method.weight, trees))
+    baseline = None
+    if session.method.baseline and session.trl is None:
+        baseline = distance(session, places)
     sums: dict[str, float] = {}
     loss_sum, tokens = 0.0, 0
-    for group in group_trees(trees, session.progress.token_budget):
+    for loss, count, metrics in parts_of_batch(session, trees, baseline):
+        loss = loss / divisor
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.item()
+        tokens += count
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value
+    whole = session.team.total({"loss sum": loss_sum, "tokens": float(tokens), **sums})
+    loss_sum, tokens = whole.pop("loss sum"), int(whole.pop("tokens"))
+    return {"loss": loss_sum, **means(whole), "tokens": tokens}
+
+
+def parts_of_batch(
+    session: Session, trees: Sequence[Tree], baseline: Tensor | None
+) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
+    """Yield the summed loss, the tokens and the summed metrics of each pack of this process."""
+    method, arguments = session.method, session.arguments
+    budget = session.team.budget(session.progress.token_budget, sum(tree.tokens for tree in trees))
+    if session.trl is not None:
+        for part in session.trl.batch(session.team.share(trees), budget):
+            yield part
+            session.breathe()
+        return
+    for group in session.team.share(group_trees(trees, budget)):
         session.breathe()
         pack = build_pack(group, session.device)
         scores = session.score(pack, baseline)
-        loss = method.loss(scores, arguments) / divisor
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.item()
-        tokens += pack.tokens
+        loss = method.loss(scores, arguments)
         with torch.no_grad():
-            rewards = method.rewards(scores, arguments)
-            for name, value in pair_metrics(scores, rewards).items():
-                sums[name] = sums.get(name, 0.0) + value
-    return {"loss": loss_sum, **means(sums), "tokens": tokens}
+            metrics = pair_metrics(scores, method.rewards(scores, arguments))
+        yield loss, pack.tokens, metrics
 
 
 @torch.no_grad()
@@ -495,44 +598,3 @@ def prove_in_a_fresh_process(run: Run, stop: Stop) -> dict[str, Any]:
             child.kill()
             child.wait()
     return read_proof(run.directory)
-
-
-def make_report(
-    session: Session,
-    parameters: dict[str, torch.nn.Parameter],
-    counts: RowCounts,
-    after: dict[str, float] | None,
-) -> dict[str, Any]:
-    count = sum(value.numel() for value in parameters.values())
-    total = sum(_elements(value) for value in session.policy.model.parameters())
-    return {
-        "method": session.run.method,
-        "engine": "plain" if session.policy.plain else "tree",
-        "precision": session.progress.precision,
-        "device": str(session.device),
-        "steps": session.progress.step,
-        "seconds": round(session.progress.seconds, 3),
-        "trainable_parameters": count,
-        "total_parameters": total,
-        "trainable_share": count / total,
-        "rows": counts.as_dict(),
-        "prompts": len(session.train),
-        "evaluation": {
-            "before": session.progress.before,
-            "after": after,
-            "pairs": sum(len(tree.pairs) for tree in session.heldout),
-        },
-        "peak_memory_mb": peak_memory_mb(session.device),
-    }
-
-
-def _elements(parameter: torch.nn.Parameter) -> int:
-    """Count a parameter's numbers; 4-bit weights are stored two to a byte."""
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return math.prod(shape) if shape is not None else parameter.numel()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

@@ -6,7 +6,7 @@ response is computed as if it stood alone behind its prompt, while the prompt is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,20 +144,43 @@ def block_mask(pack: Pack, window: int | None = None) -> Tensor:
     return seen[None, None]
 
 
-def attention_masks(pack: Pack, config: Any) -> Tensor | dict[str, Tensor]:
+def mask_function(pack: Pack, window: int | None = None) -> Callable[..., Tensor]:
+    """Return the same rule as `block_mask`, one place at a time, as FlexAttention takes it."""
+    owner, parent, position = pack.owner, pack.parent, pack.position_ids
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        mine = owner[query] == owner[key]
+        prompt = parent[query] == owner[key]
+        distance = position[query] - position[key]
+        seen = (mine | prompt) & (distance >= 0)
+        return seen if window is None else seen & (distance < window)
+
+    return sees
+
+
+def sparse_mask(pack: Pack, window: int | None = None) -> Any:
+    """Return FlexAttention's BlockMask: blocks in which nobody sees anybody are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    places = pack.tokens
+    return create_block_mask(
+        mask_function(pack, window), 1, None, places, places, device=pack.input_ids.device
+    )
+
+
+def attention_masks(pack: Pack, config: Any) -> Any:
     """Return the mask in the form that the architecture takes: one, or one per kind of layer."""
+    flexible = getattr(config, "_attn_implementation", "") == "flex_attention"
+    make = sparse_mask if flexible else block_mask
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds == {"sliding_attention"}:
-        return block_mask(pack, window)
+        return make(pack, window)
     if "sliding_attention" in kinds:
-        return {
-            "full_attention": block_mask(pack),
-            "sliding_attention": block_mask(pack, window),
-        }
+        return {"full_attention": make(pack), "sliding_attention": make(pack, window)}
     if not kinds and getattr(config, "use_sliding_window", True):
-        return block_mask(pack, window)
-    return block_mask(pack)
+        return make(pack, window)
+    return make(pack)
 
 
 def hidden_states(decoder: Any, pack: Pack) -> Tensor:

@@ -190,7 +190,6 @@ def make_run(tmp_path: Path, base: Path, snapshot: Path) -> Callable[..., Path]:
         description = {
             "id": name,
             "method": method,
-            "engine": "tree",
             "base": {"path": str(base), "digest": "base"},
             "parent": None,
             "snapshot": {"path": str(snapshot), "digest": "snapshot"},

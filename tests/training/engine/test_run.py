@@ -187,7 +187,7 @@ def test_it_says_what_is_wrong_with_the_rows(
         ({"method": "ppo"}, "There is no method 'ppo'"),
         ({"base": {"path": "/nowhere", "digest": ""}}, "does not exist"),
         ({"snapshot": {"path": "/nowhere", "digest": ""}}, "does not exist"),
-        ({"engine": "magic"}, "no engine 'magic'"),
+        ({"arguments": {"engine": "magic"}}, "engine must be one of auto, tree, trl"),
     ],
 )
 def test_it_says_what_is_wrong_with_run_json(
