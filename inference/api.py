@@ -22,6 +22,9 @@ from inference.models import Alias, AliasMove, AliasName, Completion, Version
 class VersionSerializer(serializers.ModelSerializer[Version]):
     name = serializers.CharField(read_only=True)
     served_name = serializers.CharField(read_only=True)
+    is_full = serializers.BooleanField(
+        read_only=True, help_text="A whole model, which the engines here do not serve."
+    )
     base = serializers.CharField(source="base.name")
     project = serializers.CharField(source="project.slug")
     parent = serializers.CharField(source="parent.name", default=None)  # type: ignore[assignment]
@@ -37,6 +40,7 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
             "base",
             "parent",
             "method",
+            "is_full",
             "digest",
             "snapshot_digest",
             "metrics",

@@ -42,7 +42,10 @@ class VersionQuerySet(models.QuerySet["Version"]):
 
 
 class Version(models.Model):
-    """One immutable model that can be served: the plain base (number 0) or an adapter on it.
+    """One immutable model: the plain base (number 0), an adapter on it, or a whole model.
+
+    Engines serve adapters on the base that they hold; a whole model is kept, proved and downloaded,
+    and served elsewhere.
 
     The row and the files under ``path`` never change; a database trigger refuses updates.
     """
@@ -93,6 +96,11 @@ class Version(models.Model):
     @property
     def is_base(self) -> bool:
         return self.number == 0
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether it is a whole model of its own rather than an adapter on the base."""
+        return bool(self.proof.get("weights") == "full")
 
     @property
     def served_name(self) -> str:

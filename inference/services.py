@@ -84,7 +84,7 @@ def register_version(
     """
     if not proof.get("passed"):
         raise ProductError("This adapter is not proved, so it cannot become a version.")
-    digest = artifacts.adapter_digest(adapter_folder)
+    digest = artifacts.weights_digest(adapter_folder)
     path = _store_adapter(adapter_folder, digest)
     with transaction.atomic():
         Project.objects.select_for_update().get(pk=project.pk)  # numbers without gaps or doubles
@@ -115,13 +115,13 @@ def _store_adapter(folder: Path, digest: str) -> str:
     """Copy the adapter to its content address; return the path relative to ARTIFACTS_DIR."""
     relative = f"adapters/{digest[:2]}/{digest}"
     target = Path(settings.ARTIFACTS_DIR) / relative
-    if target.exists() and artifacts.adapter_digest(target) == digest:
+    if target.exists() and artifacts.weights_digest(target) == digest:
         return relative
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{digest}.{uuid.uuid4().hex}")
     try:
         shutil.copytree(folder, draft)
-        if artifacts.adapter_digest(draft) != digest:
+        if artifacts.weights_digest(draft) != digest:
             raise ProductError("The adapter changed while it was being stored. Register it again.")
         if target.exists():  # damaged: its bytes no longer give its name
             shutil.rmtree(target)
@@ -133,6 +133,12 @@ def _store_adapter(folder: Path, digest: str) -> str:
 
 def load_on_engines(version: Version) -> None:
     """Make every engine ready to serve this version; a plain base always is."""
+    if version.is_full:
+        raise ProductError(
+            f"{version.name} is not servable here: it is a whole model, and the engines serve "
+            "adapters on the base that they hold. Download it and serve it by itself, or train "
+            "with tuning lora."
+        )
     if not version.is_base:
         client.load_adapter(name=version.served_name, path=str(version.folder))
 

@@ -282,6 +282,30 @@ class CancelRunView(OneRunView):
         return Response(RunSerializer(run).data)
 
 
+class PauseRunView(OneRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=None, responses=RunSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Stop a run within one step, to go on later from there."""
+        run = self.run(pk)
+        runs.pause_run(run=run, by=self.user)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data)
+
+
+class ResumeRunView(OneRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=None, responses=RunSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Queue a paused run again; it goes on from its last step."""
+        run = self.run(pk)
+        runs.resume_run(run=run, by=self.user)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data)
+
+
 class RunAgainView(OneRunView):
     scope, role = Scope.MANAGE, Role.ADMIN
 

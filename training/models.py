@@ -112,11 +112,12 @@ class Run(models.Model):
         QUEUED = "queued", "queued"
         RUNNING = "running", "running"
         INTERRUPTED = "interrupted", "interrupted"
+        PAUSED = "paused", "paused"
         SUCCEEDED = "succeeded", "succeeded"
         FAILED = "failed", "failed"
         CANCELLED = "cancelled", "cancelled"
 
-    LIVE = (State.QUEUED, State.RUNNING, State.INTERRUPTED)
+    LIVE = (State.QUEUED, State.RUNNING, State.INTERRUPTED, State.PAUSED)
 
     key = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="runs")
@@ -135,6 +136,7 @@ class Run(models.Model):
     lease = models.UUIDField(null=True, blank=True)
     heartbeat_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
+    pause_requested = models.BooleanField(default=False)
     report = models.JSONField(default=dict, blank=True)
     # What preflight foretold; it stands beside the outcome.
     prediction = models.JSONField(default=dict, blank=True)

@@ -38,7 +38,6 @@ from training.models import Run, RunMetric, RunNote, Snapshot
 
 log = structlog.get_logger(__name__)
 
-EXIT_CANCELLED = 3
 POLL_SECONDS = 0.5
 RING_SECONDS = 30
 PR_SET_PDEATHSIG = 1
@@ -62,6 +61,11 @@ def start_run(
         raise ProductError("This snapshot is not ready. Wait until it is, then start the run.")
     if start_version.project_id != snapshot.project_id:
         raise ProductError("The version to start from belongs to another project.")
+    if start_version.is_full:
+        raise ProductError(
+            f"{start_version.name} is a whole model, and runs start from a base or an adapter: "
+            "choose another version."
+        )
     try:
         arguments = check_arguments(method, arguments)
     except ArgumentError as error:
@@ -99,7 +103,7 @@ def _cannot_fit(checked: preflight.Preflight) -> str:
 
 def cancel_run(*, run: Run, by: User | None) -> None:
     """Stop a run within one step; one that has not begun never begins."""
-    waiting = (Run.State.QUEUED, Run.State.INTERRUPTED)
+    waiting = (Run.State.QUEUED, Run.State.INTERRUPTED, Run.State.PAUSED)
     ended = Run.objects.filter(pk=run.pk, state__in=waiting).update(
         state=Run.State.CANCELLED, cancel_requested=True, ended_at=Now()
     )
@@ -107,6 +111,29 @@ def cancel_run(*, run: Run, by: User | None) -> None:
     if not ended and not asked:
         raise Conflict("This run has already ended.")
     audit(project=run.project, by=by, action="run.cancel", target=f"run {run.pk}")
+
+
+def pause_run(*, run: Run, by: User | None) -> None:
+    """Stop a run within one step, to go on later from there; one that waits just stays."""
+    waiting = (Run.State.QUEUED, Run.State.INTERRUPTED)
+    paused = Run.objects.filter(pk=run.pk, state__in=waiting).update(state=Run.State.PAUSED)
+    asked = Run.objects.filter(
+        pk=run.pk, state=Run.State.RUNNING, cancel_requested=False, pause_requested=False
+    ).update(pause_requested=True)
+    if not paused and not asked:
+        raise Conflict("This run cannot be paused: it has ended, is paused, or is being stopped.")
+    audit(project=run.project, by=by, action="run.pause", target=f"run {run.pk}")
+
+
+def resume_run(*, run: Run, by: User | None) -> None:
+    """Queue a paused run again; it goes on from its last step."""
+    queued = Run.objects.filter(pk=run.pk, state=Run.State.PAUSED).update(
+        state=Run.State.QUEUED, pause_requested=False
+    )
+    if not queued:
+        raise Conflict("This run is not paused.")
+    audit(project=run.project, by=by, action="run.resume", target=f"run {run.pk}")
+    transaction.on_commit(lambda: _ring(run.pk))
 
 
 @transaction.atomic
@@ -136,6 +163,7 @@ def claim_run(run_id: int) -> uuid.UUID | None:
         heartbeat_at=Now(),
         started_at=Now(),
         attempts=F("attempts") + 1,
+        pause_requested=False,
         phase="starting",
         reason="",
     )
@@ -160,8 +188,12 @@ def execute_run(*, run_id: int) -> None:
         code = _follow(run, directory, mine)
         if code is None:
             return  # the lease went to another worker, which goes on with it
-        if code == EXIT_CANCELLED:
+        ending = _ending(directory) if code else ""
+        if ending == "cancelled":
             finish(Run.State.CANCELLED, "Cancelled.")
+        elif ending == "paused":
+            # Not a failed attempt: pausing must not use them up.
+            mine.update(state=Run.State.PAUSED, lease=None, phase="", attempts=F("attempts") - 1)
         elif code < 0 and run.attempts < settings.RUN_MAX_ATTEMPTS:
             _interrupt(run, mine, _reason(directory, code))
             _ring(run.pk)
@@ -194,7 +226,6 @@ def _description(run: Run) -> dict[str, Any]:
     return {
         "id": str(run.key),
         "method": run.method,
-        "engine": "tree",
         "base": {"path": start.base.path, "digest": start.base.digest},
         "parent": None if start.is_base else {"path": str(start.folder), "digest": start.digest},
         "snapshot": {"path": str(run.snapshot.folder), "digest": run.snapshot.digest},
@@ -226,7 +257,7 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
     tail = EventTail(directory / "events.jsonl", run)
     with (directory / "output.log").open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "training.engine", str(directory)],
+            launch_command(directory),
             cwd=settings.BASE_DIR,
             env=child_environment(),
             stdin=subprocess.DEVNULL,
@@ -235,7 +266,7 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
             start_new_session=True,
             preexec_fn=_die_with_parent(),
         )
-    last_beat, asked_to_stop = 0.0, False
+    last_beat = 0.0
     try:
         while child.poll() is None:
             tail.read()
@@ -243,9 +274,7 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
                 if not mine.update(heartbeat_at=Now()):
                     return None
                 last_beat = time.monotonic()
-            if not asked_to_stop and mine.filter(cancel_requested=True).exists():
-                child.send_signal(signal.SIGTERM)
-                asked_to_stop = True
+            _ask_to_stop(directory, mine)
             time.sleep(POLL_SECONDS)
         tail.read()
         return child.returncode
@@ -253,6 +282,46 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+
+
+def _ask_to_stop(directory: Path, mine: Any) -> None:
+    """Put down what the run is asked, for its processes on every host to see.
+
+    Again each time it is gone: a child that has just started clears what is old.
+    """
+    asked = mine.values_list("cancel_requested", "pause_requested").first()
+    word = "cancel" if asked and asked[0] else "pause" if asked and asked[1] else ""
+    target = directory / "stop"
+    if word and (not target.exists() or target.read_text() != word):
+        draft = directory / ".stop"
+        draft.write_text(word)
+        os.replace(draft, target)
+
+
+def _ending(directory: Path) -> str:
+    """Return the last state that the child reported: what it says, whatever launched it."""
+    events = _events(directory / "events.jsonl")
+    states = [event["state"] for event in events if event.get("type") == "state"]
+    return str(states[-1]) if states else ""
+
+
+def launch_command(directory: Path) -> list[str]:
+    """Return the command that trains in a directory, by RUN_LAUNCHER: here, or over processes.
+
+    For `accelerate` the number of processes and hosts, DDP or FSDP and the like stand in the file
+    that ACCELERATE_CONFIG_FILE names (`accelerate config` writes one).
+    """
+    here = ["-m", "training.engine", str(directory)]
+    if settings.RUN_LAUNCHER == "local":
+        return [sys.executable, *here]
+    if settings.RUN_LAUNCHER != "accelerate":
+        raise ProductError(
+            f"RUN_LAUNCHER is {settings.RUN_LAUNCHER!r}: set it to local or accelerate."
+        )
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    if file := os.environ.get("ACCELERATE_CONFIG_FILE"):
+        launch += ["--config_file", file]
+    return [*launch, *here]
 
 
 def child_environment() -> dict[str, str]:
@@ -314,7 +383,7 @@ def _register(run: Run, directory: Path, report: dict[str, Any]) -> Version:
         base=start.base,
         parent=start,
         method=run.method,
-        adapter_folder=directory / "adapter",
+        adapter_folder=directory / ("model" if report.get("weights") == "full" else "adapter"),
         snapshot_digest=run.snapshot.digest,
         metrics=report.get("evaluation", {}),
         proof=report.get("proof", {}),
@@ -380,6 +449,7 @@ def sweep_runs() -> int:
     silent.filter(cancel_requested=True).update(
         state=Run.State.CANCELLED, ended_at=Now(), lease=None
     )
+    silent.filter(pause_requested=True).update(state=Run.State.PAUSED, lease=None, phase="")
     silent.filter(attempts__gte=settings.RUN_MAX_ATTEMPTS).update(
         state=Run.State.FAILED,
         lease=None,

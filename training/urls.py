@@ -28,6 +28,8 @@ urlpatterns = [
     path("api/runs/<int:pk>/", api.RunView.as_view()),
     path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view(), name="api_run_metrics"),
     path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),
+    path("api/runs/<int:pk>/pause", api.PauseRunView.as_view()),
+    path("api/runs/<int:pk>/resume", api.ResumeRunView.as_view()),
     path("api/runs/<int:pk>/again", api.RunAgainView.as_view()),
     path("api/evaluations/", api.EvaluationsView.as_view()),
     path("api/evaluations/<int:pk>/", api.EvaluationView.as_view()),

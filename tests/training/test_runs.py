@@ -170,6 +170,64 @@ def test_a_running_run_is_cancelled_within_a_step(start: Callable[..., Run], own
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_running_run_is_paused_within_a_step_and_goes_on(
+    start: Callable[..., Run], owner: User
+) -> None:
+    run = start(epochs=40)
+    worker = Worker(run)
+    child_of(run)
+    runs.pause_run(run=run, by=owner)
+    worker.join(60)
+    run.refresh_from_db()
+    assert (run.state, run.lease, run.attempts) == (Run.State.PAUSED, None, 0)
+    assert 0 < run.step < run.total_steps
+    assert runs.claim_run(run.pk) is None, "no worker takes it up by itself"
+    with pytest.raises(Conflict, match="cannot be paused"):
+        runs.pause_run(run=run, by=owner)
+    done = run.step
+    runs.resume_run(run=run, by=owner)
+    runs.execute_run(run_id=run.pk)
+    run.refresh_from_db()
+    assert run.state == Run.State.SUCCEEDED, run.reason
+    steps = list(RunMetric.objects.filter(run=run).values_list("step", flat=True))
+    assert steps == list(range(1, run.total_steps + 1))
+    assert any(f"Resumed after step {done}" in note.message for note in run.notes.all())
+
+
+def test_a_waiting_run_is_paused_and_cancelled(start: Callable[..., Run], owner: User) -> None:
+    run = start()
+    runs.pause_run(run=run, by=owner)
+    run.refresh_from_db()
+    assert run.state == Run.State.PAUSED
+    runs.cancel_run(run=run, by=owner)
+    run.refresh_from_db()
+    assert run.state == Run.State.CANCELLED
+    with pytest.raises(Conflict, match="is not paused"):
+        runs.resume_run(run=run, by=owner)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_whole_model_is_a_version_that_is_not_served(
+    start: Callable[..., Run], owner: User, settings: Any
+) -> None:
+    settings.RUN_LAUNCHER = "accelerate"
+    run = start(tuning="full", learning_rate=1e-4, epochs=1)
+    runs.execute_run(run_id=run.pk)
+    run.refresh_from_db()
+    assert run.state == Run.State.SUCCEEDED, run.reason
+    version = run.version
+    assert version is not None
+    assert version.is_full
+    assert artifacts.model_digest(version.folder) == version.digest
+    with pytest.raises(ProductError, match="not servable here"):
+        services.promote(project=run.project, version=version, by=owner)
+    with pytest.raises(ProductError, match="whole model"):
+        runs.start_run(
+            snapshot=run.snapshot, start_version=version, method="dpo", arguments={}, by=owner
+        )
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_killed_child_interrupts_the_run_and_it_resumes_to_the_same_end(
     start: Callable[..., Run], settings: Any
 ) -> None:
