@@ -21,7 +21,7 @@ setup: .venv/.installed  ## virtual environment and locked dependencies
 	@touch $@
 
 demo: setup  ## the whole loop with simulated annotators; ONCE=1 ends after it
-	$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(PREFERENCE),--preference $(PREFERENCE))
+	$(BIN)/python -m config.demo $(if $(ONCE),--once) $(if $(PREFERENCE),--preference $(PREFERENCE)) $(if $(METHOD),--method $(METHOD))
 
 up: setup  ## every process, until Ctrl-C
 	@$(BIN)/python -m config.supervisor
