@@ -137,6 +137,18 @@ def _shares(by_item: Mapping[int, Sequence[float]]) -> Share | None:
     return share(sum(statistics.fmean(values) for values in by_item.values()), len(by_item))
 
 
+def agreement_with_truth(
+    found: Iterable[Verdict], known: Mapping[Hashable, int]
+) -> dict[str, Share]:
+    """Return each annotator's likeness to the truth over the gold items that they judged."""
+    by_item: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in found:
+        if one.unit in known:
+            by_item[one.annotator][one.item].append(likeness(one.value, known[one.unit]))
+    shares = {name: _shares(items) for name, items in by_item.items()}
+    return {name: shared for name, shared in shares.items() if shared is not None}
+
+
 def _by_unit(found: Iterable[Verdict]) -> dict[Hashable, list[Verdict]]:
     units: dict[Hashable, list[Verdict]] = defaultdict(list)
     for one in found:

@@ -23,7 +23,7 @@ from accounts.errors import Conflict, ProductError, TooLarge
 from accounts.models import Membership, User
 from accounts.statements import one_row
 from feedback import extras, probes
-from feedback.leases import lease_end
+from feedback.leases import BARRED, lease_end
 from feedback.models import (
     MAX_COMMENT,
     MAX_CORRECTION,
@@ -45,10 +45,12 @@ _CLAIM = """
 WITH held AS (
   SELECT id, campaign_id, item_id, role, "order", token FROM feedback_slot
    WHERE campaign_id = %(campaign)s AND holder_id = %(me)s AND state = 'leased'
+), barred AS (
+  {barred}
 ), reserved AS (
   SELECT candidate.id
     FROM feedback_slot AS candidate
-   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held)
+   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held) AND NOT EXISTS (SELECT 1 FROM barred)
      AND candidate.campaign_id = %(campaign)s AND candidate.state = 'open'
      AND candidate.reserved_for_id = %(me)s AND NOT EXISTS (
        SELECT 1 FROM feedback_skip AS skip
@@ -59,7 +61,8 @@ WITH held AS (
 ), chosen AS (
   SELECT candidate.id
     FROM feedback_slot AS candidate
-   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held) AND NOT EXISTS (SELECT 1 FROM reserved)
+   WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held) AND NOT EXISTS (SELECT 1 FROM barred)
+     AND NOT EXISTS (SELECT 1 FROM reserved)
      AND candidate.campaign_id = %(campaign)s AND candidate.reserved_for_id IS NULL AND {free}
      AND NOT EXISTS (
        SELECT 1 FROM feedback_slot AS mine
@@ -89,9 +92,10 @@ SELECT task.*, prompt.messages, responses.ids, responses.positions, responses.te
       FROM feedback_response WHERE item_id = task.item_id) AS responses
 """
 _CLAIM_OPEN = _CLAIM.format(
-    free="candidate.state = 'open'", order='candidate."index", candidate.shuffle'
+    barred=BARRED, free="candidate.state = 'open'", order='candidate."index", candidate.shuffle'
 )
 _CLAIM_EXPIRED = _CLAIM.format(
+    barred=BARRED,
     free="candidate.state = 'leased' AND candidate.lease_expires_at < now()",
     order="candidate.lease_expires_at",
 )

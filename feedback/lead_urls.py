@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import views_import, views_quality
+from feedback import views_checks, views_import, views_quality
 from feedback import views_lead as views
 
 urlpatterns = [
@@ -22,6 +22,10 @@ urlpatterns = [
         views_quality.campaign_leaderboard,
         name="campaign_leaderboard",
     ),
+    path("campaigns/<int:pk>/checks", views_checks.campaign_checks, name="campaign_checks"),
+    path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),
+    path("campaigns/<int:pk>/lift", views_checks.pause_lift, name="pause_lift"),
+    path("campaigns/<int:pk>/items/<int:item>", views_checks.campaign_item, name="campaign_item"),
     path("feedback/", views.feedback_list, name="feedback_list"),
     path("completions/<uuid:pk>/", views.completion, name="completion"),
 ]

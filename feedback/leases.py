@@ -1,4 +1,4 @@
-"""When a lease ends: one sentence of SQL that two modules need."""
+"""Who gets a lease, and until when: SQL that both kinds of hand-out share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from django.conf import settings
 from django.db.models import DateTimeField, ExpressionWrapper, Func, Value
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
+
+# A row where this annotator may take nothing in this campaign.
+BARRED = """
+SELECT 1 FROM feedback_pause
+ WHERE campaign_id = %(campaign)s AND annotator_id = %(me)s AND ended_at IS NULL
+"""
 
 
 def lease_end() -> Combinable:

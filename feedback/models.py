@@ -96,7 +96,7 @@ class CampaignQuerySet(models.QuerySet["Campaign"]):
 
         They stay locked until commit, so that two workers do not both tell.
         """
-        slots = Slot.objects.filter(campaign=OuterRef("pk"))
+        slots = Slot.objects.filter(campaign=OuterRef("pk"), role=ItemRole.NORMAL)
         latest = Judgement.objects.filter(campaign=OuterRef(OuterRef("pk"))).order_by("-id")
         told = WebhookMessage.objects.annotate(
             campaign=Cast(KT("data__campaign"), models.BigIntegerField())
@@ -129,6 +129,13 @@ class Campaign(models.Model):
         PAIRWISE = "pairwise", "compare two responses"
         THUMBS = "thumbs", "thumb up or down for one response"
         RATING = "rating", "rate each response on scales"
+
+    class Trust(models.TextChoices):
+        """What follows when the sequential test raises the alarm over an annotator."""
+
+        OFF = "off", "not tested"
+        FLAG = "flag", "named on the quality page"
+        PAUSE = "pause", "paused until a lead looks"
 
     class State(models.TextChoices):
         GENERATING = "generating", "generating responses"
@@ -167,6 +174,11 @@ class Campaign(models.Model):
     repeat_after = models.PositiveSmallIntegerField(
         default=20, db_default=20, validators=[MaxValueValidator(1000)]
     )
+    trust = models.CharField(
+        max_length=5, choices=Trust.choices, default=Trust.FLAG, db_default=Trust.FLAG
+    )
+    # The newest judgement that the trust test has seen.
+    tested_to = models.BigIntegerField(default=0, db_default=0)
     # Moves with every generated item; a generation that stands still is started again.
     touched_at = models.DateTimeField(default=timezone.now)
     created_by = models.ForeignKey(
@@ -499,6 +511,73 @@ class Judgement(models.Model):
 
     def __str__(self) -> str:
         return f"judgement {self.pk}"
+
+
+class PauseQuerySet(models.QuerySet["Pause"]):
+    def standing(self) -> PauseQuerySet:
+        """Return the pauses that nobody has ended."""
+        return self.filter(ended_at__isnull=True)
+
+
+class Pause(models.Model):
+    """One annotator's time out in one campaign: by the trust test, or by a lead."""
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="pauses")
+    annotator = models.ForeignKey(User, on_delete=models.CASCADE, related_name="pauses")
+    why = models.CharField(max_length=500)
+    # What the test had seen when it decided; empty where a lead did.
+    figures = models.JSONField(default=dict, blank=True)
+    started_at = models.DateTimeField(db_default=Now())
+    started_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    ended_at = models.DateTimeField(null=True, blank=True)
+    ended_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    ended_why = models.CharField(max_length=500, blank=True)
+
+    objects = PauseQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["campaign", "annotator"],
+                condition=Q(ended_at__isnull=True),
+                name="one_standing_pause_per_annotator",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at__isnull=True) | ~Q(ended_why=""),
+                name="a_pause_ends_for_a_reason",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.annotator} paused in {self.campaign_id}"
+
+
+class Decision(models.Model):
+    """What a lead decided about an item that annotators dispute; the newest one stands.
+
+    The judgements stay as they are. A decision is never edited, only followed by another.
+    """
+
+    item = models.ForeignKey(Item, on_delete=models.CASCADE, related_name="decisions")
+    # By position, as ``Item.gold_answer``.
+    answer = models.JSONField()
+    why = models.CharField(max_length=1000)
+    by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(condition=~Q(why=""), name="a_decision_has_a_reason"),
+        ]
+
+    def __str__(self) -> str:
+        return f"decision {self.pk} on item {self.item_id}"
 
 
 class CompletionFeedbackQuerySet(models.QuerySet["CompletionFeedback"]):

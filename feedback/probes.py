@@ -17,15 +17,16 @@ from django.db.models.functions import Now
 
 from accounts.models import User
 from accounts.statements import one_row
-from feedback.leases import lease_end
+from feedback.leases import BARRED, lease_end
 from feedback.models import Campaign, Item, ItemRole, Response, Slot, random_id
 
 # A repeat is drawn from so many judgements.
 REPEAT_AMONG = 500
 
 # The annotator has nothing in hand, and neither judged nor skipped a probe as the last thing.
-_MAY = """
- NOT EXISTS (SELECT 1 FROM feedback_slot
+_MAY = f"""
+ NOT EXISTS ({BARRED})
+ AND NOT EXISTS (SELECT 1 FROM feedback_slot
               WHERE campaign_id = %(campaign)s AND holder_id = %(me)s AND state = 'leased')
  AND NOT EXISTS (
    SELECT 1

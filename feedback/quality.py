@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,9 +14,18 @@ from django.db import connection
 from django.db.models import Count, Max, Q
 from django.db.models.functions import MD5, Length
 
-from feedback import agreement
+from feedback import adjudication, agreement, gold, pauses
 from feedback.agreement import Judged, Share, Verdict, share, wilson
-from feedback.models import Campaign, Item, ItemRole, Judgement, Response
+from feedback.models import (
+    Campaign,
+    Decision,
+    Item,
+    ItemRole,
+    Judgement,
+    Pause,
+    Response,
+    text_digest,
+)
 from inference.models import Version
 
 if TYPE_CHECKING:
@@ -95,6 +104,7 @@ class QualityRow:
     kept_order: Share | None
     rest: Share | None
     consistency: Share | None
+    gold: Share | None
     competence: float | None
     weight: float | None
     trust: str
@@ -151,9 +161,11 @@ class State:
 
 
 def report(campaign: Campaign) -> Report:
-    """Return the campaign's quality, computed anew only when a judgement came or went."""
+    """Return the campaign's quality, computed anew only when a judgement or a decision comes."""
     state = _state(campaign)
-    return _kept(state.key(campaign, "report"), lambda: _report(campaign, state))
+    return _kept(
+        state.key(campaign, "report", _rulings(campaign)), lambda: _report(campaign, state)
+    )
 
 
 def leaderboard(campaign: Campaign, *, side: bool = False, length: bool = False) -> Leaderboard:
@@ -171,6 +183,14 @@ def leaderboard(campaign: Campaign, *, side: bool = False, length: bool = False)
             seconds=RESAMPLE_SECONDS,
         ),
     )
+
+
+def _rulings(campaign: Campaign) -> str:
+    """Return a digest of what leads have said that the report depends on."""
+    answers = campaign.items.filter(role=ItemRole.GOLD).values_list("id", "gold_answer")
+    decided = Decision.objects.filter(item__campaign=campaign).aggregate(newest=Max("id"))
+    ended = Pause.objects.filter(campaign=campaign).exclude(ended_at=None).count()
+    return text_digest([list(answers), decided["newest"], ended])[:16]
 
 
 def _kept(key: str, make: Callable[[], Result]) -> Result:
@@ -200,7 +220,13 @@ def _judged(
 ) -> list[Judged]:
     """Return the newest standing judgements of so many pairs, in the order they came; one query."""
     k = campaign.responses_per_item
-    most = pairs // max(1, k * (k - 1) // 2)
+    return judged_in(campaign, most=pairs // max(1, k * (k - 1) // 2), roles=roles)
+
+
+def judged_in(
+    campaign: Campaign, *, most: int, roles: Sequence[ItemRole] = tuple(ItemRole)
+) -> list[Judged]:
+    """Return the newest standing judgements, in the order they came; one query."""
     rows = (
         Judgement.objects.standing()
         .filter(campaign=campaign, item__role__in=roles)
@@ -227,6 +253,9 @@ def _report(campaign: Campaign, state: State) -> Report:
         _judged(campaign, pairs=MOST_VERDICTS),
         judgements=state.standing,
         consistency=_consistency(campaign),
+        known=gold.known_truths(campaign),
+        decided=adjudication.decided_truths(campaign),
+        forgiven=pauses.forgiven(campaign),
     )
     items = Item.objects.select_related("prompt").in_bulk([one.item for one in found.disputed])
     named = [
@@ -242,13 +271,21 @@ def examine(
     *,
     judgements: int | None = None,
     consistency: Mapping[str, Share] | None = None,
+    known: Mapping[Hashable, int] | None = None,
+    decided: Mapping[Hashable, int] | None = None,
+    forgiven: Collection[tuple[str, int]] = (),
 ) -> Report:
-    """Return the report on judgements in the order they came; no database."""
+    """Return the report on judgements in the order they came; no database.
+
+    ``known``, ``decided`` and ``forgiven`` are as in ``trust.assess``.
+    """
     from feedback import trust
 
     verdicts = agreement.verdicts(judged)
     ranked = any(one.ranking is not None for one in judged)
-    standings = {one.annotator: one for one in trust.assess(judged)}
+    assessed = trust.assess(judged, known=known, decided=decided, forgiven=forgiven)
+    standings = {one.annotator: one for one in assessed}
+    on_gold = agreement.agreement_with_truth(verdicts, known or {})
     between = agreement.agreement_between(verdicts)
     rest = agreement.agreement_with_rest(verdicts)
     leans, kept = agreement.left_lean(judged), agreement.kept_order(judged)
@@ -273,6 +310,7 @@ def examine(
                 kept_order=kept.get(name),
                 rest=rest.get(name),
                 consistency=(consistency or {}).get(name),
+                gold=on_gold.get(name),
                 competence=standing.right if name in rest else None,
                 weight=standing.weight if name in rest else None,
                 trust=standing.state,

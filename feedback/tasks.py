@@ -25,3 +25,11 @@ def tell_completed_campaigns() -> None:
     from feedback import services
 
     services.tell_completed_campaigns()
+
+
+@shared_task(name="feedback.tasks.watch_trust")
+def watch_trust() -> None:
+    """Test the annotators of campaigns with new judgements; runs every half minute."""
+    from feedback import pauses
+
+    pauses.watch_campaigns()

@@ -8,6 +8,9 @@ truth. EM finds c and the truth together. Ties say nothing about which is better
 a time. It raises the alarm when the likelihood ratio of "bad" to "acceptable" reaches 1 / alpha:
 under "acceptable" the ratio is a nonnegative martingale that starts at 1, so by Ville's inequality
 it gets there with probability at most alpha, however long we watch and however often we look.
+
+**Gold.** Where the truth of a unit is known, it stands fixed: it teaches EM how good each annotator
+is even where nobody else judged, and the test holds their verdicts on it against the truth itself.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +36,8 @@ TOLERANCE = 1e-6
 # annotator does worse than acceptable, the task is hard, and the typical is acceptable there.
 ACCEPTABLE_COMPETENCE, BAD_COMPETENCE = 0.8, 0.5
 LEAST_ACCEPTABLE = 0.6
+# Gold is chosen to be clear: who is acceptable gets more than nine in ten right.
+ACCEPTABLE_ON_GOLD = 0.92
 # Of the room between chance (1 / K) and always: people do lean a little.
 ACCEPTABLE_LEAN, BAD_LEAN = 0.1, 0.6
 FALSE_ALARM = 0.04
@@ -65,11 +70,17 @@ class Competence:
         return 0 if abs(chance - 0.5) < 1e-9 else 1 if chance > 0.5 else -1
 
 
-def competence(found: Sequence[Verdict], *, prior: float | None = 0.5) -> Competence:
+def competence(
+    found: Sequence[Verdict],
+    *,
+    prior: float | None = 0.5,
+    known: Mapping[Hashable, int] | None = None,
+) -> Competence:
     """Return the maximum a posteriori competences of the one-parameter Dawid–Skene model.
 
-    ``prior`` is the chance that a unit's truth is 1; None estimates it (thumbs, which may be mostly
-    up). Starts from majority vote, which fixes the mirror image.
+    ``known`` is the truth (1 or -1) of gold units. ``prior`` is the chance that a unit's truth is
+    1; None estimates it (thumbs, which may be mostly up). Gold, or else majority vote, fixes the
+    mirror image.
     """
     import numpy as np
 
@@ -80,14 +91,22 @@ def competence(found: Sequence[Verdict], *, prior: float | None = 0.5) -> Compet
     said = np.array([one.value for one in found], dtype=float)
     if not len(found):
         return Competence(right={}, truth={}, left_out=[])
+    gold = np.zeros(len(units))
+    for unit, value in (known or {}).items():
+        if unit in units:
+            gold[units[unit]] = value
     counted = np.bincount(who, weights=said != 0, minlength=len(people))
-    right = np.full(len(people), PRIOR_RIGHT / (PRIOR_RIGHT + PRIOR_WRONG))
+    # Starts from how each did on gold; without gold, from majority vote.
+    on_gold = (gold[what] != 0) & (said != 0)
+    met = np.bincount(who, weights=on_gold & (said == gold[what]), minlength=len(people))
+    asked = np.bincount(who, weights=on_gold, minlength=len(people))
+    right = (met + PRIOR_RIGHT) / (asked + PRIOR_RIGHT + PRIOR_WRONG)
     base = 0.0 if prior is None else math.log(prior / (1 - prior))
     for _ in range(ITERATIONS):
         # E: log odds that a unit's truth is 1 = prior + sum of verdict x log odds of its author.
         evidence = said * _logit(right)[who]
         odds = base + np.bincount(what, weights=evidence, minlength=len(units))
-        truth = _expit(odds)
+        truth = np.where(gold == 0, _expit(odds), gold > 0)
         # M: the share of verdicts that meet the truth, with the prior's pseudo-judgements.
         met = np.where(said > 0, truth[what], 1 - truth[what]) * (said != 0)
         hits = np.bincount(who, weights=met, minlength=len(people))
@@ -101,10 +120,12 @@ def competence(found: Sequence[Verdict], *, prior: float | None = 0.5) -> Compet
             break
     evidence = said * _logit(right)[who]
     odds = base + np.bincount(what, weights=evidence, minlength=len(units))
+    truth = np.where(gold == 0, _expit(odds), gold > 0)
     others = _expit(said * (odds[what] - evidence))
+    others = np.where(gold[what] == 0, others, said == gold[what])
     return Competence(
         right={name: float(right[index]) for name, index in people.items()},
-        truth={unit: float(_expit(odds[index])) for unit, index in units.items()},
+        truth={unit: float(truth[index]) for unit, index in units.items()},
         left_out=[float(chance) for chance in np.where(said == 0, 0.5, others)],
     )
 
@@ -200,17 +221,29 @@ class Standing:
         return self.competence.state
 
 
-def assess(judged: Sequence[Judged], *, false_alarm: float = FALSE_ALARM) -> list[Standing]:
+def assess(
+    judged: Sequence[Judged],
+    *,
+    false_alarm: float = FALSE_ALARM,
+    known: Mapping[Hashable, int] | None = None,
+    decided: Mapping[Hashable, int] | None = None,
+    forgiven: Collection[tuple[str, int]] = (),
+) -> list[Standing]:
     """Return every annotator's standing, in order of their names.
+
+    ``known`` is the truth of gold units, ``decided`` what leads found about disputed ones. What was
+    decided, or is ``forgiven`` by annotator and item, teaches the model but does not count in the
+    tests: disputes are chosen for being hard, and a lead has looked at what is forgiven.
 
     An honest annotator, of acceptable competence and little lean, is flagged with probability at
     most ``false_alarm``: half of it is spent on competence, a quarter on each side.
     """
     found = verdicts(judged)
     ranked = any(one.ranking is not None for one in judged)
-    model = competence(found, prior=0.5 if ranked else None)
-    steps = _competence_steps(found, model)
-    lefts, rights = _side_steps(judged)
+    known, decided = known or {}, decided or {}
+    model = competence(found, prior=0.5 if ranked else None, known={**decided, **known})
+    steps = _competence_steps(found, model, known, decided, forgiven)
+    lefts, rights = _side_steps(one for one in judged if (one.annotator, one.item) not in forgiven)
     kept, leans = kept_order(judged), left_lean(judged)
     standings = []
     for name in sorted({one.annotator for one in judged}):
@@ -240,7 +273,13 @@ def assess(judged: Sequence[Judged], *, false_alarm: float = FALSE_ALARM) -> lis
     return standings
 
 
-def _competence_steps(found: Sequence[Verdict], model: Competence) -> dict[str, list[float]]:
+def _competence_steps(
+    found: Sequence[Verdict],
+    model: Competence,
+    known: Mapping[Hashable, int],
+    decided: Mapping[Hashable, int],
+    forgiven: Collection[tuple[str, int]],
+) -> dict[str, list[float]]:
     """Return each annotator's log ratios, one for each item, in order.
 
     An item's pairs hang together; their mean is no more than each pair's own ratio on average
@@ -250,8 +289,11 @@ def _competence_steps(found: Sequence[Verdict], model: Competence) -> dict[str, 
     acceptable = min(ACCEPTABLE_COMPETENCE, max(LEAST_ACCEPTABLE, typical))
     items: dict[tuple[str, int], list[float]] = defaultdict(list)
     for one, chance in zip(found, model.left_out, strict=True):
-        if one.value:
-            step = competence_step(chance, acceptable=acceptable)
+        if one.unit in decided and one.unit not in known:
+            continue
+        if one.value and (one.annotator, one.item) not in forgiven:
+            least = ACCEPTABLE_ON_GOLD if one.unit in known else acceptable
+            step = competence_step(chance, acceptable=least)
             items[one.annotator, one.item].append(step)
     steps: dict[str, list[float]] = defaultdict(list)
     for (name, _), values in items.items():

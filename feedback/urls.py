@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import api, views_quality
+from feedback import api, api_checks, views_quality
 
 urlpatterns = [
     path("api/prompts/", api.PromptsView.as_view()),
@@ -11,6 +11,12 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/state", api.CampaignStateView.as_view()),
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),
+    path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),
+    path("api/campaigns/<int:pk>/gold", api_checks.GoldView.as_view()),
+    path("api/campaigns/<int:pk>/pauses", api_checks.PausesView.as_view()),
+    path("api/pauses/<int:pk>/lift", api_checks.LiftView.as_view()),
+    path("api/items/<int:pk>/gold", api_checks.ItemGoldView.as_view()),
+    path("api/items/<int:pk>/decisions", api_checks.DecisionsView.as_view()),
     path("api/campaigns/<int:pk>/next", api.NextTaskView.as_view()),
     path("api/campaigns/<int:pk>/undo", api.UndoView.as_view()),
     path("api/judgements/", api.JudgementsView.as_view()),

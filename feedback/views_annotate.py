@@ -22,7 +22,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, User
-from feedback import assignment
+from feedback import assignment, pauses
 from feedback.models import MAX_COMMENT, Campaign, Judgement, SkipReason
 from feedback.progress import progress
 
@@ -230,6 +230,7 @@ def _show(
         "task": task,
         "progress": standing,
         "day_total": standing.judged_today + standing.left,
+        "paused": None if task else pauses.standing_pause(campaign=campaign, annotator=annotator),
         "undoable": assignment.last_undoable(campaign=campaign, annotator=annotator),
         "skip_reasons": SkipReason.choices,
         "said": said,

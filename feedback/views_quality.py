@@ -55,6 +55,7 @@ def campaign_quality(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
         "report": report,
         "even_share": 1 / campaign.responses_per_item,
         "any_repeats": any(row.consistency for row in report.rows),
+        "any_gold": any(row.gold for row in report.rows),
         "names": names,
         "square": [(one, [(other, found.get((one, other))) for other in names]) for one in names]
         if square and report.pairs
@@ -136,6 +137,7 @@ class QualityOutput(serializers.Serializer[Any]):
         kept_order = ShareOutput(allow_null=True)
         rest = ShareOutput(allow_null=True, help_text="Agreement with the other annotators.")
         consistency = ShareOutput(allow_null=True, help_text="Agreement with oneself on repeats.")
+        gold = ShareOutput(allow_null=True, help_text="Agreement with known answers.")
         competence = serializers.FloatField(allow_null=True)
         weight = serializers.FloatField(allow_null=True)
         trust = serializers.ChoiceField(choices=["watched", "trusted", "alarm"])

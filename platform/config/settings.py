@@ -212,6 +212,7 @@ CELERY_BEAT_SCHEDULE = {
         "task": "feedback.tasks.resume_stalled_generations",
         "schedule": 30.0,
     },
+    "test trust": {"task": "feedback.tasks.watch_trust", "schedule": 30.0},
     "tell completed campaigns": {
         "task": "feedback.tasks.tell_completed_campaigns",
         "schedule": 60.0,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Hashable
+from dataclasses import replace
 from io import StringIO
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -13,7 +16,7 @@ from django.core.management import CommandError, call_command
 
 from accounts.models import Membership, Role
 from feedback import trust
-from feedback.agreement import left_lean, verdicts
+from feedback.agreement import Judged, left_lean, verdicts
 from feedback.models import Campaign, Judgement
 from feedback.simulation import Annotator, Profile, Question, answer, judge_all, questions
 
@@ -104,6 +107,41 @@ def test_it_flags_bad_annotators_and_spares_good_ones(responses: int) -> None:
         judged = judge_all(items, crowd=CROWD, preference=preference, seed=seed)
         assert max(Counter(one.annotator for one in judged).values()) <= WITHIN
         for standing in trust.assess(judged):
+            profile = standing.annotator.partition(" ")[2]
+            seen[profile] += 1
+            flagged[profile] += bool(standing.flags)
+    rates = {profile: flagged[profile] / seen[profile] for profile in seen}
+    assert all(rates[profile] >= 0.9 for profile in BAD), rates
+    assert rates[Profile.HONEST] <= 0.05, rates
+    assert rates[Profile.NOISY] <= 0.05, rates
+
+
+def test_gold_and_agreement_find_bad_annotators_and_spare_good_ones() -> None:
+    # The product's usual settings: three judgements an item, one task in ten gold.
+    seen: Counter[str] = Counter()
+    flagged: Counter[str] = Counter()
+    every, each = 10, WITHIN // 10
+    for seed in range(24):
+        items, preference, _ = questions((WITHIN - each) * len(CROWD) // 3, responses=2, seed=seed)
+        golden, _, worth = questions(len(items) + each, responses=2, seed=seed + 1000)
+        golden = golden[len(items) :]  # so their ids are none of the items'
+        alone = judge_all(items, crowd=CROWD, preference=preference, seed=seed)
+        shared = judge_all(
+            golden, crowd=CROWD, preference=preference, overlap=len(CROWD), seed=seed
+        )
+        shared = [replace(one, item=one.item + len(items)) for one in shared]
+        known: dict[Hashable, int] = {
+            (first, second): 1 if worth[first] > worth[second] else -1
+            for one in golden
+            for first, second in [[response for response, _ in one.responses]]
+        }
+        judged: list[Judged] = []
+        for name in {one.annotator for one in alone}:
+            own = iter([one for one in alone if one.annotator == name])
+            for one in (one for one in shared if one.annotator == name):
+                judged += [*islice(own, every - 1), one]
+        assert set(Counter(one.annotator for one in judged).values()) == {WITHIN}
+        for standing in trust.assess(judged, known=known):
             profile = standing.annotator.partition(" ")[2]
             seen[profile] += 1
             flagged[profile] += bool(standing.flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,38 @@ def test_it_names_what_it_found() -> None:
     assert "never reorders" in flags["lazy"]
     assert "leans right" in flags["right"]
     assert flags["upside down"] == ("no better than chance",)
+
+
+def test_gold_tells_right_from_wrong_where_most_are_wrong() -> None:
+    # Three of four turn everything round. Without gold the majority is taken for the truth.
+    found = [
+        Verdict(unit, unit, name, 1 if name == "good" else -1)
+        for unit in range(20)
+        for name in ("good", "bad", "worse", "worst")
+    ]
+    assert competence(found).right["good"] < 0.5
+    model = competence(found, known=dict.fromkeys(range(5), 1))
+    assert model.right["good"] > 0.9
+    assert model.right["bad"] < 0.2
+    assert model.truth[19] > 0.9
+    # A verdict on gold is right or wrong for certain: unit 0's four verdicts.
+    assert model.left_out[:4] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_what_leads_decided_or_forgave_does_not_count_in_the_test() -> None:
+    judged = [
+        Judged(item, name, (2 * item, 2 * item + 1), thumb=None, ranking=ranking)
+        for item in range(30)
+        for name, ranking in (
+            ("good", ((2 * item,), (2 * item + 1,))),
+            ("bad", ((2 * item + 1,), (2 * item,))),
+        )
+    ]
+    truth = {(2 * item, 2 * item + 1): 1 for item in range(30)}
+
+    def flags(**options: Any) -> tuple[str, ...]:
+        return {one.annotator: one.flags for one in assess(judged, **options)}["bad"]
+
+    assert "no better than chance" in flags(known=truth)
+    assert "no better than chance" not in flags(decided=truth)
+    assert flags(known=truth, forgiven={("bad", item) for item in range(30)}) == ()

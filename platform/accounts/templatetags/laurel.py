@@ -40,7 +40,7 @@ NAVIGATION = [
         "campaigns",
         Role.LEAD,
         {"campaign", "campaign_new", "campaign_state", "prompts"}
-        | {"campaign_quality", "campaign_leaderboard"},
+        | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"},
     ),
     ("Data", "snapshots", Role.LEAD, {"snapshot", "lineage"}),
     ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),

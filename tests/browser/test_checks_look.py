@@ -1,0 +1,48 @@
+"""Gold, trust and disputed items as people see them: no fault, no sideways scroll, both themes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from accounts.models import User
+from feedback import adjudication, gold, pauses
+from feedback.models import Campaign
+from feedback.simulation import Profile
+from tests.browser.test_look import faults, overflow
+from tests.feedback.test_quality_pages import crowded, name_sources
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_it_shows_the_checks_to_everybody(
+    sign_in: Callable[..., Page],
+    lead: User,
+    annotator: User,
+    make_campaign: Callable[..., Campaign],
+    width: int,
+    scheme: str,
+    tmp_path: Path,
+) -> None:
+    campaign = make_campaign(items=30, responses=2, judgements_per_item=3, kind="pairwise")
+    name_sources(campaign)
+    crowded(campaign, [*[Profile.HONEST] * 4, Profile.LAZY, Profile.SPAMMING])
+    item = campaign.items.order_by("id")[0]
+    answer = {"ranking": [[1], [0]]}
+    gold.make_gold(item=item, answer=answer, by=lead)
+    adjudication.decide(item=item, answer=answer, why="B says where it knows it from.", by=lead)
+    Campaign.objects.update(trust=Campaign.Trust.PAUSE)
+    pauses.watch_campaigns()
+    pauses.pause(campaign=campaign, annotator=annotator, why="On leave until May.", by=lead)
+    page = sign_in(
+        lead, "/p/support/", viewport={"width": width, "height": 740}, color_scheme=scheme
+    )
+    for what in ("checks", f"items/{item.pk}", "quality"):
+        page.goto(f"/p/support/campaigns/{campaign.pk}/{what}")
+        page.screenshot(path=tmp_path / f"{what.replace('/', '-')}.png", full_page=True)
+        assert overflow(page) <= 0, what
+        assert faults(page) == [], what
