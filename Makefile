@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo up test check format lock clean bench-collection bench-datasets bench-training
+.PHONY: help setup demo up test check format lock clean bench-collection bench-datasets bench-training bench-reward
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,8 +56,11 @@ bench-collection: setup  ## judgements per second; JSON=path writes the figures
 bench-datasets: setup  ## pairs per second; JSON=path writes the figures
 	$(BIN)/python -m benchmarks.datasets $(if $(JSON),--json $(JSON))
 
-bench-training: setup  ## the rank tree against TRL; JSON=path writes the figures
-	$(BIN)/python -m benchmarks.training $(if $(JSON),--json $(JSON))
+bench-training: setup  ## the rank tree against TRL; QUICK=1, JSON=path writes the figures
+	$(BIN)/python -m benchmarks.training $(if $(QUICK),--quick) $(if $(JSON),--json $(JSON))
+
+bench-reward: setup  ## a reward model on human comparisons; DATA=path, JSON=path
+	$(BIN)/python -m benchmarks.reward $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 clean:  ## stop the servers; delete data and environment
 	-$(BIN)/python -m config.services remove

@@ -1,14 +1,17 @@
 """The rank tree against TRL 1.16: same base, LoRA, pairs and number format, medians.
 
-`python -m benchmarks.training --base DIR --json PATH`. Every measurement runs in a process of its
-own, so that peak memory is its own too. TRL gets its best micro-batch: every power of two up to
-the number of pairs, for as long as it gets quicker. `trl_with_store` gives TRL its reference
-log-probs beforehand, as the tree has them in `tree_with_store`.
+`python -m benchmarks.training --base DIR --json PATH` (about 20 minutes on two quiet cores; --quick
+takes about 5). Each side of a row is measured in a process of its own, so that peak memory is its
+own too. TRL gets its best micro-batch: 1, 2, 4 … pairs, for as long as a pair gets cheaper. All
+micro-batches of a ranking are of one shape, so up to TIMED of them are timed and their median
+counts for each. `trl_with_store` gives TRL its reference log-probs beforehand, as the tree has them
+in `tree_with_store`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -27,8 +30,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHAPES = [(128, 128, 2), (256, 64, 2), (128, 64, 4), (256, 64, 4), (128, 64, 8)]
-OTHER_METHODS = ["reward", "orpo"]
-OTHER_SHAPE = (128, 64, 4)
+QUICK = [("dpo", 128, 128, 2), ("dpo", 128, 64, 4), ("reward", 128, 64, 4), ("orpo", 128, 64, 4)]
+ROWS = [(method, *shape) for method in ("dpo", "reward", "orpo") for shape in SHAPES]
+TIMED = 6
 BETA = 0.1
 
 
@@ -38,7 +42,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
+    parser.add_argument("--quick", action="store_true", help="four rows only")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -60,10 +64,9 @@ def default_base() -> Path:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every row; print each as it comes."""
-    rows = [("dpo", *shape) for shape in SHAPES[: options.shapes]]
-    if options.shapes >= len(SHAPES):
-        rows += [(method, *OTHER_SHAPE) for method in OTHER_METHODS]
+    started = time.monotonic()
     peak = child(options, {"what": "peak", "dtype": options.dtype})
+    rows = QUICK if options.quick else ROWS
     runs = [one_row(options, row, peak["flops_per_second"]) for row in rows]
     growth = child(options, {"what": "growth", "dtype": options.dtype})
     print(f"reference pass after 5 % growth: {growth['share']:.1%} of the first", flush=True)
@@ -72,6 +75,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "matmul_peak_flops": peak["flops_per_second"],
         "runs": runs,
         "reference_share_on_5_percent_growth": growth["share"],
+        "seconds": round(time.monotonic() - started, 1),
     }
 
 
@@ -83,33 +87,30 @@ def one_row(options: argparse.Namespace, row: tuple[Any, ...], peak: float) -> d
         "dtype": options.dtype,
         "repeats": options.repeats,
     }
-
-    def seconds(what: str, **more: Any) -> dict[str, Any]:
-        return child(options, {**case, "what": what, **more})
-
-    tree, stored = seconds("tree"), seconds("tree", stored=True)
-    trl, micro_batch, size = None, 1, 1
-    while size <= k * (k - 1) // 2:
-        found = seconds("trl", micro_batch=size)
-        if trl is not None and found["seconds"] >= trl["seconds"]:
-            break
-        trl, micro_batch, size = found, size, size * 2
-    assert trl is not None
-    figures = {"trl": trl["seconds"], "tree": tree["seconds"], "tree_with_store": stored["seconds"]}
+    tree = child(options, {**case, "what": "tree"})
+    trl = child(options, {**case, "what": "trl"})
+    figures = {
+        "trl": trl["seconds"],
+        "tree": tree["seconds"],
+        "tree_with_store": tree["seconds_with_store"],
+    }
     if method == "dpo":
-        given = seconds("trl", micro_batch=micro_batch, stored=True)
-        figures["trl_with_store"] = given["seconds"]
+        figures["trl_with_store"] = trl["seconds_with_store"]
+    error = trl["error"]
+    if error is None:  # the weights of this number format are too coarse to compare on
+        error = child(options, {**case, "what": "error", "dtype": "fp32"})["error"]
     result = {
         "method": method,
         "prompt": prompt,
         "response": response,
         "k": k,
         "seconds_per_ranking": figures,
-        "trl_micro_batch": micro_batch,
-        "relative_gradient_error": seconds("error", dtype="fp32")["error"],
+        "trl_micro_batch": trl["micro_batch"],
+        "trl_seconds_per_pair": trl["seconds_per_pair"],
+        "relative_gradient_error": error,
         "peak_memory_mb": {"trl": trl["peak_memory_mb"], "tree": tree["peak_memory_mb"]},
-        "tokens_per_second": stored["tokens"] / stored["seconds"],
-        "share_of_matmul_peak": stored["flops"] / stored["seconds"] / peak,
+        "tokens_per_second": tree["tokens"] / figures["tree_with_store"],
+        "share_of_matmul_peak": tree["flops"] / figures["tree_with_store"] / peak,
     }
     ratio = figures["trl"] / figures["tree_with_store"]
     print(f"{row}: {ratio:.1f} times TRL; {json.dumps(result)}", flush=True)
@@ -135,49 +136,108 @@ def measure(base: Path, case: dict[str, Any]) -> dict[str, Any]:
         return matmul_peak(case)
     if case["what"] == "growth":
         return growth_share(base, case)
-    with tempfile.TemporaryDirectory() as folder:
-        return measure_ranking(base, case, Path(folder))
-
-
-def measure_ranking(base: Path, case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    import torch
-
-    prompt, response, k = case["shape"]
-    tree = random_tree(prompt, response, k)
     if case["what"] == "tree":
-        model = our_model(base, case)
-        step = tree_step(model, tree, case)
-    else:
-        trainer = trl_trainer(base, case, folder)
-        model = trainer.model
-        step = trl_step(trainer, tree, case)
-    if case["what"] == "error":
-        randomise(model)
-        step()
-        expected = gradient(model)
-        tree_step(model, tree, case)()
-        found = gradient(model)
-        return {"error": float((found - expected).norm() / expected.norm())}
-    step()  # warm-up
-    times = []
-    for _ in range(case["repeats"]):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
+        return measure_tree(base, case)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_trl(base, case, Path(folder))
+
+
+def measure_tree(base: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """Time forward and backward of a ranking: with the reference pass, and with it stored."""
+    tree = random_tree(*case["shape"])
+    model = our_model(base, case)
+    _, response, k = case["shape"]
     weights = sum(
         value.numel()
         for name, value in model.named_parameters()
         if "lora" not in name and "embed" not in name and "head" not in name
     )
     head = model.get_input_embeddings().weight.numel() if case["method"] != "reward" else 0
+    seconds = median_seconds(tree_step(model, tree, case), case["repeats"])
+    peak = peak_memory_mb()
+    stored = seconds
+    if case["method"] == "dpo":
+        stored = median_seconds(tree_step(model, tree, {**case, "stored": True}), case["repeats"])
     return {
-        "seconds": statistics.median(times),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "seconds": seconds,
+        "seconds_with_store": stored,
+        "peak_memory_mb": peak,
         "tokens": tree.tokens,
         # forward and backward through frozen weights: 2 + 2 operations per weight and token
         "flops": 4 * (weights * tree.tokens + head * k * response),
-        "threads": torch.get_num_threads(),
     }
+
+
+def measure_trl(base: Path, case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Find TRL's best micro-batch, time it, and compare its gradient with the tree's."""
+    tree = random_tree(*case["shape"])
+    pairs = len(tree.pairs)
+    trainer = trl_trainer(base, case, folder)
+    if case["what"] == "error":
+        return {"error": gradient_error(trainer, tree, case)}
+
+    def one_batch(size: int, **more: Any) -> Callable[[], None]:
+        return trl_step(trainer, part_of(tree, size), {**case, "micro_batch": size, **more})
+
+    per_pair: dict[int, float] = {}
+    peaks: dict[int, float] = {}
+    size = best = 1
+    one_batch(1)()  # warm-up
+    while size <= pairs:
+        per_pair[size] = median_seconds(one_batch(size), 1, warm=True) / size
+        peaks[size] = peak_memory_mb()
+        if per_pair[size] > per_pair[best]:
+            break
+        best, size = size, size * 2
+    count = -(-pairs // best)
+    timed = min(TIMED, max(case["repeats"], count))
+    seconds = count * median_seconds(one_batch(best), timed, warm=True)
+    stored = seconds
+    if case["method"] == "dpo":
+        step = one_batch(best, stored=True)
+        stored = count * median_seconds(step, min(timed, case["repeats"]), warm=True)
+    return {
+        "seconds": seconds * pairs / (count * best),  # the last micro-batch may be smaller
+        "seconds_with_store": stored * pairs / (count * best),
+        "seconds_per_pair": per_pair,
+        "micro_batch": best,
+        "peak_memory_mb": peaks[best],
+        "error": gradient_error(trainer, tree, case) if case["dtype"] == "fp32" else None,
+    }
+
+
+def gradient_error(trainer: Any, tree: Any, case: dict[str, Any]) -> float:
+    """Return the relative difference of the gradients, the first response against each other."""
+    # No response wins here and loses there: what cancels out would be compared with rounding.
+    star = dataclasses.replace(tree, pairs=tuple(one for one in tree.pairs if one.chosen == 0))
+    randomise(trainer.model)
+    case = {**case, "what": "error", "micro_batch": 1, "stored": False}
+    trl_step(trainer, star, case)()
+    expected = gradient(trainer.model)
+    tree_step(trainer.model, star, case)()
+    found = gradient(trainer.model)
+    return float((found - expected).norm() / expected.norm())
+
+
+def part_of(tree: Any, pairs: int) -> Any:
+    """Return the tree with its first pairs only."""
+    return dataclasses.replace(tree, pairs=tree.pairs[:pairs])
+
+
+def median_seconds(step: Callable[[], None], repeats: int, *, warm: bool = False) -> float:
+    """Return the median time of a step, after one to warm up."""
+    if not warm:
+        step()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def peak_memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def random_tree(prompt: int, response: int, k: int) -> Any:
