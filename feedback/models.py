@@ -53,6 +53,9 @@ class Prompt(models.Model):
     digest = models.CharField(max_length=64)
     tags = ArrayField(models.CharField(max_length=60), default=list, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
+    # Nobody judges a withdrawn prompt any more; an erased one has lost its texts, too.
+    withdrawn_at = models.DateTimeField(null=True, blank=True)
+    erased_at = models.DateTimeField(null=True, blank=True)
 
     objects = PromptQuerySet.as_manager()
 
@@ -472,6 +475,8 @@ class Judgement(models.Model):
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     retracted_why = models.CharField(max_length=300, blank=True)
+    # When its texts were removed; what was chosen stays, as counts are made of it.
+    erased_at = models.DateTimeField(null=True, blank=True)
 
     objects = JudgementQuerySet.as_manager()
 
@@ -598,6 +603,7 @@ class CompletionFeedback(models.Model):
     correction = models.TextField(blank=True, max_length=MAX_CORRECTION)
     complaint = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
+    erased_at = models.DateTimeField(null=True, blank=True)
 
     objects = CompletionFeedbackQuerySet.as_manager()
 
@@ -615,7 +621,8 @@ class CompletionFeedback(models.Model):
                 condition=Q(thumb__isnull=False)
                 | ~Q(comment="")
                 | ~Q(correction="")
-                | Q(complaint=True),
+                | Q(complaint=True)
+                | Q(erased_at__isnull=False),
                 name="feedback_says_something",
             ),
         ]

@@ -50,6 +50,8 @@ SELECT %(id)s, %(campaign)s, item.id, item.role, %(me)s, 0, 0,
        'leased', %(me)s, 1, now(), now() + make_interval(secs => %(lease)s)
   FROM feedback_item AS item
  WHERE item.campaign_id = %(campaign)s AND item.role = 'gold' AND {_MAY}
+   AND EXISTS (SELECT 1 FROM feedback_prompt
+                WHERE id = item.prompt_id AND withdrawn_at IS NULL)
    AND NOT EXISTS (
      SELECT 1 FROM feedback_slot AS mine
       WHERE mine.item_id IN (item.id, item.repeat_of_id)

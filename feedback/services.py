@@ -113,6 +113,8 @@ def create_campaign(
         raise ProductError("A campaign needs at least one prompt.")
     if any(prompt.project_id != project.pk for prompt in prompts):
         raise ProductError("A prompt belongs to another project.")
+    if any(prompt.withdrawn_at for prompt in prompts):
+        raise ProductError("A prompt was withdrawn. Leave it out, and start again.")
     if kind == Campaign.Kind.THUMBS:
         responses_per_item = 1
     elif kind == Campaign.Kind.PAIRWISE:

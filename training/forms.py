@@ -98,7 +98,7 @@ class RunForm(forms.Form):
         snapshots, versions = self.fields["snapshot"], self.fields["start_version"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(versions, forms.ModelChoiceField)
-        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        snapshots.queryset = Snapshot.objects.filter(project=project).usable()
         versions.queryset = (
             Version.objects.filter(project=project).select_related("base").order_by("number")
         )
@@ -264,7 +264,7 @@ class EvaluationForm(forms.Form):
         snapshots, rule = self.fields["snapshot"], self.fields["rule"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(rule, forms.ChoiceField)
-        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        snapshots.queryset = Snapshot.objects.filter(project=project).usable()
         rule.choices = [(name, name) for name in settings.EVALUATION_RULES]
         production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
         if production is not None:

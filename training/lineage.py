@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
@@ -25,10 +27,11 @@ from inference.models import Alias, Version
 from training.models import Run, Snapshot, SnapshotSource
 
 IDS_PER_QUERY = 5_000
-BUILT = (Snapshot.State.READY,)
+UUID_CHARACTERS = 36
 
 _COUNT = """
-SELECT campaign_id, annotator_id, count(*)
+SELECT campaign_id, annotator_id, count(*), bool_or(retracted_at IS NOT NULL),
+       bool_or(erased_at IS NOT NULL)
   FROM feedback_judgement WHERE client_id = ANY(%s::uuid[])
  GROUP BY campaign_id, annotator_id
 """
@@ -44,21 +47,35 @@ def parts_of(snapshot: Snapshot) -> list[Path]:
 
 
 def judgement_ids(snapshot: Snapshot) -> Iterator[list[str]]:
-    """Yield the client ids of all judgements that gave rows, each once, in pieces."""
-    held: list[str] = []
+    """Yield the client ids of all judgements that gave rows, each once, in pieces.
+
+    A row made by several people names all of them. Rows from answers in use name no judgement.
+    """
     for path in parts_of(snapshot):
-        last = ""
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["judgement_id"]):
-                # The rows of a judgement stand together, so only the first may be a repeat.
-                ids = [one for one in pc.unique(batch.column(0)).to_pylist() if one != last]
-                last = ids[-1] if ids else last
-                held += ids
-                while len(held) >= IDS_PER_QUERY:
-                    yield held[:IDS_PER_QUERY]
-                    held = held[IDS_PER_QUERY:]
-    if held:
-        yield held
+            column = _id_column(file.schema_arrow)
+            seen: set[str] = set()  # of the prompts that the last batch ended with
+            for batch in file.iter_batches(columns=["prompt_id", column]):
+                table = pa.Table.from_batches([batch])
+                ids = {one for one in _ids(table, column) if len(one) == UUID_CHARACTERS} - seen
+                # The rows of a prompt stand together, so what may come again is in this batch.
+                one_prompt = pc.count_distinct(table["prompt_id"]).as_py() == 1
+                seen = seen | ids if one_prompt else ids
+                fresh = sorted(ids)
+                for start in range(0, len(fresh), IDS_PER_QUERY):
+                    yield fresh[start : start + IDS_PER_QUERY]
+
+
+def _id_column(schema: pa.Schema) -> str:
+    return "judgement_ids" if "judgement_ids" in schema.names else "judgement_id"
+
+
+def _ids(table: pa.Table, column: str) -> list[str]:
+    ids = table[column]
+    if pa.types.is_list(ids.type):
+        ids = pc.list_flatten(ids)
+    found: list[str] = pc.unique(ids).to_pylist()
+    return found
 
 
 def count_used(snapshot: Snapshot, *, prompt_id: str, client_id: uuid.UUID | None = None) -> int:
@@ -68,32 +85,46 @@ def count_used(snapshot: Snapshot, *, prompt_id: str, client_id: uuid.UUID | Non
     """
     found = 0
     for path in parts_of(snapshot):
-        filters = [("prompt_id", "=", prompt_id)]
-        if client_id is not None:
-            filters.append(("judgement_id", "=", str(client_id)))
-        table = pq.read_table(path, columns=["judgement_id"], filters=filters)
-        found += pc.count_distinct(table.column(0)).as_py()
+        column = _id_column(pq.read_schema(path))
+        table = pq.read_table(path, columns=[column], filters=[("prompt_id", "=", prompt_id)])
+        ids = _ids(table, column)
+        found += len(ids) if client_id is None else ids.count(str(client_id))
     return found
 
 
 def record_sources(*, snapshot: Snapshot) -> None:
-    """Count once how many judgements each annotator gave each campaign's part of a snapshot."""
+    """Count once how many judgements each annotator gave each campaign's part of a snapshot.
+
+    What was retracted while it was being built makes it stale at once. The caller holds ``lock``.
+    """
     counts: Counter[tuple[int, int]] = Counter()
+    stale = erased = False
     with connection.cursor() as cursor:
         for ids in judgement_ids(snapshot):
             cursor.execute(_COUNT, [ids])
-            for campaign_id, annotator_id, number in cursor.fetchall():
+            for campaign_id, annotator_id, number, *gone in cursor.fetchall():
                 counts[campaign_id, annotator_id] += number
-    with transaction.atomic():
-        SnapshotSource.objects.bulk_create(
-            [
-                SnapshotSource(
-                    snapshot=snapshot, campaign_id=campaign, annotator_id=who, judgements=number
-                )
-                for (campaign, who), number in sorted(counts.items())
-            ],
-            ignore_conflicts=True,
-        )
+                stale, erased = stale or gone[0], erased or gone[1]
+    SnapshotSource.objects.bulk_create(
+        [
+            SnapshotSource(
+                snapshot=snapshot, campaign_id=campaign, annotator_id=who, judgements=number
+            )
+            for (campaign, who), number in sorted(counts.items())
+        ],
+        ignore_conflicts=True,
+    )
+    if stale:
+        Snapshot.objects.filter(pk=snapshot.pk).update(stale_at=Now())
+    if erased:
+        Snapshot.objects.filter(pk=snapshot.pk).update(state=Snapshot.State.ERASED)
+    if stale or erased:
+        snapshot.refresh_from_db()
+
+
+def lock(project_id: int) -> None:
+    """Hold off other builds' ends and retractions in the project until this transaction ends."""
+    Project.objects.select_for_update(no_key=True).get(pk=project_id)
 
 
 # What follows from what
@@ -151,9 +182,9 @@ def snapshots_with(
     campaign: Campaign | None = None,
 ) -> dict[int, int]:
     """Return which built snapshots used it: snapshot id → number of its judgements there."""
-    built = Snapshot.objects.filter(project=project, state__in=BUILT)
+    built = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
     if annotator is not None:
-        sources = SnapshotSource.objects.filter(snapshot__in=built, annotator=annotator)
+        sources = SnapshotSource.objects.filter(snapshot__project=project, annotator=annotator)
         if campaign is not None:
             sources = sources.filter(campaign=campaign)
         counts: Counter[int] = Counter()

@@ -12,7 +12,7 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import Project, User
-from feedback.models import Campaign
+from feedback.models import Campaign, Judgement, Prompt
 from inference.models import BaseModel, Version
 from training.engine.estimate import Hardware
 
@@ -21,6 +21,10 @@ class SnapshotQuerySet(models.QuerySet["Snapshot"]):
     def visible_to(self, user: Any) -> SnapshotQuerySet:
         """Return the snapshots in the user's projects."""
         return self.filter(project__memberships__user=user)
+
+    def usable(self) -> SnapshotQuerySet:
+        """Return those to train and measure on: ready, and none of their judgements retracted."""
+        return self.filter(state=Snapshot.State.READY, stale_at__isnull=True)
 
 
 class Snapshot(models.Model):
@@ -31,6 +35,7 @@ class Snapshot(models.Model):
         BUILDING = "building", "building"
         READY = "ready", "ready"
         FAILED = "failed", "failed"
+        ERASED = "erased", "erased"
 
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="snapshots")
     campaigns = models.ManyToManyField(Campaign, related_name="snapshots")
@@ -42,6 +47,11 @@ class Snapshot(models.Model):
     digest = models.CharField(max_length=64, blank=True)
     path = models.CharField(max_length=500, blank=True)
     manifest = models.JSONField(default=dict, blank=True)
+    # Since when it holds something that was retracted; its files stay as they were.
+    stale_at = models.DateTimeField(null=True, blank=True)
+    replaces = models.OneToOneField(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="replaced_by"
+    )
     created_by = models.ForeignKey(
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -67,7 +77,9 @@ class Snapshot(models.Model):
 
     @property
     def standing(self) -> str:
-        """Return the state as a person asks for it."""
+        """Return the state as a person asks for it: a ready one may have gone stale since."""
+        if self.state == self.State.READY and self.stale_at is not None:
+            return "stale"
         return str(self.state)
 
     @property
@@ -143,6 +155,10 @@ class Run(models.Model):
     # The same training on the same data gives the same bytes, so runs may share a version.
     version = models.ForeignKey(
         Version, on_delete=models.PROTECT, null=True, blank=True, related_name="runs"
+    )
+    # The run that this one does over without what was retracted.
+    replaces = models.OneToOneField(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="replaced_by"
     )
     created_by = models.ForeignKey(
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
@@ -318,3 +334,76 @@ class Evaluation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.challenger} against {self.champion}"
+
+
+class Retraction(models.Model):
+    """One taking back of a judgement, an annotator's work or a prompt, and what it touched."""
+
+    class Kind(models.TextChoices):
+        JUDGEMENT = "judgement", "a judgement"
+        ANNOTATOR = "annotator", "an annotator's judgements"
+        PROMPT = "prompt", "a prompt"
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="retractions")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    judgement = models.ForeignKey(
+        Judgement, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    annotator = models.ForeignKey(
+        User, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    prompt = models.ForeignKey(
+        Prompt, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    # Where an annotator's judgements are taken back; everywhere in the project if empty.
+    campaign = models.ForeignKey(
+        Campaign, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    why = models.CharField(max_length=300)
+    erase = models.BooleanField(default=False)
+    # How many standing judgements it took back.
+    judgements = models.PositiveIntegerField()
+    snapshots = models.ManyToManyField(Snapshot, related_name="retractions")
+    runs = models.ManyToManyField(Run, related_name="retractions")
+    versions = models.ManyToManyField(Version, related_name="retractions")
+    # The names that served an affected version at that time.
+    aliases = models.JSONField(default=list, blank=True)
+    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    rebuild_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    rebuild_at = models.DateTimeField(null=True, blank=True)
+    rebuilt_at = models.DateTimeField(null=True, blank=True)
+    rebuild_note = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind="judgement", judgement__isnull=False)
+                | Q(kind="annotator", annotator__isnull=False)
+                | Q(kind="prompt", prompt__isnull=False),
+                name="a_retraction_names_its_subject",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"retraction {self.pk} of {self.get_kind_display()}"
+
+    @property
+    def subject(self) -> str:
+        """Return what was taken back, for people."""
+        if self.annotator is not None:
+            place = f" in {self.campaign.name}" if self.campaign is not None else ""
+            return f"all judgements of {self.annotator.username}{place}"
+        if self.prompt is not None:
+            return f"prompt {self.prompt_id}"
+        assert self.judgement is not None
+        return f"judgement {self.judgement.client_id}"
+
+    @property
+    def rebuild_state(self) -> str:
+        if self.rebuild_at is None:
+            return "not rebuilt"
+        return "running" if self.rebuilt_at is None else "done"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import views, views_lineage
+from training import views, views_lineage, views_retraction
 
 urlpatterns = [
     path("snapshots/", views.snapshot_index, name="snapshots"),
     path("snapshots/<int:pk>/", views.snapshot, name="snapshot"),
     path("snapshots/<int:pk>/body", views.snapshot_body, name="snapshot_body"),
     path("lineage/<str:kind>/<str:key>/", views_lineage.lineage, name="lineage"),
+    path("retract/<str:kind>/<str:key>/", views_retraction.retract, name="retract"),
+    path("retractions/", views_retraction.retraction_index, name="retractions"),
+    path("retractions/<int:pk>/", views_retraction.retraction, name="retraction"),
+    path("retractions/<int:pk>/body", views_retraction.retraction_body, name="retraction_body"),
+    path("retractions/<int:pk>/rebuild", views_retraction.rebuild, name="rebuild"),
     path("runs/", views.run_index, name="runs"),
     path("runs/new", views.run_new, name="run_new"),
     path("runs/preflight", views.run_preflight, name="run_preflight"),

@@ -59,6 +59,10 @@ def start_run(
 
     if snapshot.state != Snapshot.State.READY:
         raise ProductError("This snapshot is not ready. Wait until it is, then start the run.")
+    if snapshot.stale_at is not None:
+        raise ProductError(
+            "This snapshot holds judgements that were retracted. Take it again, then train."
+        )
     if start_version.project_id != snapshot.project_id:
         raise ProductError("The version to start from belongs to another project.")
     if start_version.is_full:

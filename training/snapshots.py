@@ -129,16 +129,18 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    ready = Snapshot.objects.filter(pk=snapshot_id, state=Snapshot.State.BUILDING).update(
-        state=Snapshot.State.READY,
-        digest=manifest["digest"],
-        path=str(path.relative_to(settings.ARTIFACTS_DIR)),
-        manifest=manifest,
-    )
-    if not ready:
-        raise Conflict("This snapshot was changed while it was being built.")
-    snapshot.refresh_from_db()
-    lineage.record_sources(snapshot=snapshot)
+    with transaction.atomic():
+        lineage.lock(snapshot.project_id)  # a retraction sees this snapshot, or is seen by it
+        ready = Snapshot.objects.filter(pk=snapshot_id, state=Snapshot.State.BUILDING).update(
+            state=Snapshot.State.READY,
+            digest=manifest["digest"],
+            path=str(path.relative_to(settings.ARTIFACTS_DIR)),
+            manifest=manifest,
+        )
+        if not ready:
+            raise Conflict("This snapshot was changed while it was being built.")
+        snapshot.refresh_from_db()
+        lineage.record_sources(snapshot=snapshot)
     return snapshot
 
 

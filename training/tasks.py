@@ -27,6 +27,15 @@ def evaluate(evaluation_id: int) -> None:
     evaluation.evaluate(evaluation_id=evaluation_id)
 
 
+@shared_task(name="training.tasks.advance_rebuilds")
+def advance_rebuilds() -> None:
+    """Queue what can be made again after retractions; delete what was erased."""
+    from training import retraction
+
+    retraction.erase_files()
+    retraction.advance_rebuilds()
+
+
 @shared_task(name="training.tasks.sweep_runs")
 def sweep_runs() -> None:
     """Take up runs whose worker fell silent; runs every few seconds."""

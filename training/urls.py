@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api, api_lineage
+from training import api, api_lineage, api_retraction
 
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
@@ -23,6 +23,10 @@ urlpatterns = [
     path("api/prompts/<int:pk>/lineage", api_lineage.PromptLineageView.as_view()),
     path("api/judgements/<uuid:pk>/lineage", api_lineage.JudgementLineageView.as_view()),
     path("api/annotators/<int:pk>/lineage", api_lineage.AnnotatorLineageView.as_view()),
+    path("api/retractions/", api_retraction.RetractionsView.as_view()),
+    path("api/retractions/preview", api_retraction.RetractionPreviewView.as_view()),
+    path("api/retractions/<int:pk>/", api_retraction.RetractionView.as_view()),
+    path("api/retractions/<int:pk>/rebuild", api_retraction.RebuildView.as_view()),
     path("api/runs/", api.RunsView.as_view()),
     path("api/runs/preflight", api.PreflightView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),

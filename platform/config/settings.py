@@ -188,6 +188,7 @@ SPECTACULAR_SETTINGS = {
         "CampaignKind": "feedback.models.Campaign.Kind",
         "Wanted": "feedback.extras.Wanted",
         "MoveKind": "inference.models.AliasMove.Kind",
+        "RetractionKind": "training.models.Retraction.Kind",
     },
 }
 
@@ -206,6 +207,7 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "keep engines warm": {"task": "inference.tasks.keep_engines_warm", "schedule": 5.0},
+    "advance rebuilds": {"task": "training.tasks.advance_rebuilds", "schedule": 10.0},
     "sweep runs": {"task": "training.tasks.sweep_runs", "schedule": 10.0},
     "settle evaluations": {"task": "training.tasks.settle_evaluations", "schedule": 10.0},
     "resume stalled generations": {

@@ -44,3 +44,30 @@ def test_it_shows_a_lineage_to_everybody(
     assert faults(page) == []
     page.get_by_role("link", name="version v3").click()
     expect(page).to_have_url(re.compile("/versions/"))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_it_shows_a_retraction_to_everybody(
+    sign_in: Callable[..., Page],
+    make_campaign: Callable[..., Campaign],
+    annotator: User,
+    owner: User,
+    base_version: Version,
+    width: int,
+    scheme: str,
+) -> None:
+    campaign = make_campaign(items=8)
+    judge_all(campaign, annotator, strict)
+    snapshot = take_snapshot(base_version.project, campaign)
+    trained(snapshot, base_version, 1, alias="production")
+    address = f"/p/support/lineage/annotator/{annotator.pk}/"
+    page = sign_in(owner, address, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.get_by_role("link", name="Retract…").click()
+    assert overflow(page) <= 0
+    assert faults(page) == []
+    page.get_by_label("Why").fill("A spammer, as the gold items showed.")
+    page.get_by_role("button", name="Retract the judgements of anna").click()
+    page.get_by_role("button", name="Rebuild and train again").click()
+    expect(page.get_by_role("cell", name="Snapshot").last).to_be_visible()
+    assert overflow(page) <= 0
+    assert faults(page) == []

@@ -28,7 +28,7 @@ STATE_KINDS = {
     "good": {"open", "ready", "succeeded", "done", "production", "passed", "active"}
     | {"delivered"},
     "busy": {"generating", "queued", "building", "running", "leased", "loading"} | {"pending"},
-    "warn": {"paused", "interrupted", "canary", "expired", "complaint"},
+    "warn": {"paused", "interrupted", "canary", "expired", "complaint", "stale"},
     "bad": {"failed", "revoked", "given up"},
 }
 
@@ -42,7 +42,12 @@ NAVIGATION = [
         {"campaign", "campaign_new", "campaign_state", "prompts"}
         | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"},
     ),
-    ("Data", "snapshots", Role.LEAD, {"snapshot", "lineage"}),
+    (
+        "Data",
+        "snapshots",
+        Role.LEAD,
+        {"snapshot", "lineage", "retract", "retractions", "retraction"},
+    ),
     ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),
     (
         "Versions",
