@@ -107,7 +107,7 @@ class CampaignForm(forms.Form):
         min_value=1,
         max_value=MAX_RESPONSES,
         initial=4,
-        help_text="2 to 9 for a ranking. A comparison always has two, a thumb one.",
+        help_text="2 to 9 for a ranking, 1 to 9 to rate each. A comparison has two, a thumb one.",
     )
     judgements_per_item = forms.IntegerField(
         label="Judgements of each prompt",

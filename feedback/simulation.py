@@ -107,8 +107,11 @@ class Annotator:
         """
         prompt = task["messages"][-1]["content"]
         self.met[prompt] += 1
-        return answer(
-            kind=task["kind"],
+        kind = task["kind"]
+        if kind == "rating":
+            kind = "ranking" if len(task["responses"]) > 1 else "thumbs"
+        said = answer(
+            kind=kind,
             prompt=prompt,
             shown=[(response["id"], response["text"]) for response in task["responses"]],
             preference=self.preference,
@@ -116,6 +119,10 @@ class Annotator:
             noise=self.noise,
             chooser=random.Random(f"{self.seed}:{self.name}:{self.met[prompt]}:{prompt}"),
         )
+        said |= beside(said, asked=task["extras"], responses=task["responses"])
+        if task["kind"] == "rating":
+            said = {key: value for key, value in said.items() if key not in ("ranking", "thumb")}
+        return said
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Post until the server answers; safe, as a task or a client id is the same each time."""
@@ -175,6 +182,33 @@ def answer(
         others = [[one for one in group if one != ids[0]] for group in ranking]
         ranking = [[ids[0]], *(group for group in others if group)]
     return {"ranking": ranking, "seconds": seconds}
+
+
+def beside(
+    said: dict[str, Any], *, asked: dict[str, Any], responses: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what a judgement needs beside itself: scales follow its order, all else is plain."""
+    groups = said.get("ranking") or [[response["id"] for response in responses]]
+    steps = max(1, len(groups) - 1)
+    merit = {one: 1 - place / steps for place, group in enumerate(groups) for one in group}
+    if "thumb" in said:
+        merit = dict.fromkeys(merit, 1.0 if said["thumb"] == 1 else 0.0)
+    found: dict[str, Any] = {}
+    if asked["ratings"]:
+        found["ratings"] = {
+            one: {
+                scale["key"]: 1 + round(value * (scale["levels"] - 1)) for scale in asked["ratings"]
+            }
+            for one, value in merit.items()
+        }
+    if asked["safety"]:
+        found["safety"] = dict.fromkeys(merit, asked["safety"][0]["key"])
+    if asked["rationale"] == "required":
+        found["comment"] = "It reads better."
+    if asked["correction"] == "required":
+        worst = next(each for each in responses if each["id"] == groups[-1][-1])
+        found |= {"correction": f"{worst['text']} Indeed.", "corrected": worst["id"]}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

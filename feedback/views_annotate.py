@@ -22,8 +22,8 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, User
-from feedback import assignment, pauses
-from feedback.models import MAX_COMMENT, Campaign, Judgement, SkipReason
+from feedback import assignment, extras, extras_form, pauses
+from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, Judgement, SkipReason
 from feedback.progress import progress
 
 LONGEST_SECONDS = 24 * 3600.0
@@ -31,6 +31,7 @@ QUESTIONS = {
     Campaign.Kind.RANKING: "Rank the answers, best first",
     Campaign.Kind.PAIRWISE: "Which answer is better?",
     Campaign.Kind.THUMBS: "Is this a good answer?",
+    Campaign.Kind.RATING: "Rate each answer",
 }
 STRENGTHS = [(1, "slightly"), (2, "clearly"), (3, "significantly")]
 
@@ -43,6 +44,13 @@ class Card:
     index: int
     text: str
     rank: str
+    asks: list[extras_form.Ask]
+    letter: str  # empty where the response is the only one
+
+    @property
+    def raw_id(self) -> str:
+        """Return the id of the element that holds the text as it was written."""
+        return f"raw-{self.id}"
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def _submit(request: HttpRequest, campaign: Campaign, annotator: User) -> HttpRe
             token=ticket.token,
             client_id=ticket.client_id,
             annotator=annotator,
-            answer=read_answer(request.POST, campaign.kind),
+            answer=read_answer(request.POST, campaign),
         )
     except ProductError as error:
         if resent:
@@ -205,7 +213,7 @@ def _refuse(
         annotator,
         given=None if lost else request.POST.dict(),
         error=error.message,
-        kept=_text(request.POST, "comment") if lost else "",
+        kept=_kept(request.POST) if lost else "",
         status=error.status_code,
     )
 
@@ -245,6 +253,7 @@ def _show(
 def _task_context(
     task: assignment.Task, campaign: Campaign, given: dict[str, str]
 ) -> dict[str, Any]:
+    asked = extras.stored(campaign.extras)
     return {
         "question": QUESTIONS[Campaign.Kind(campaign.kind)],
         "earlier": task.messages[:-1],
@@ -255,13 +264,21 @@ def _task_context(
                 index=index,
                 text=response.text,
                 rank=given.get(f"rank-{response.pk}", ""),
+                asks=extras_form.asks(asked, response_id=response.pk, given=given),
+                letter=chr(ord("A") + index) if len(task.responses) > 1 else "",
             )
             for index, response in enumerate(task.responses)
         ],
         "ranks": [str(rank) for rank in range(1, len(task.responses) + 1)],
         "given": given,
         "strengths": [(str(value), label) for value, label in STRENGTHS],
+        "asked": asked,
+        "reasons": [
+            (f"reason-{reason.key}", reason.label, f"reason-{reason.key}" in given)
+            for reason in asked.reasons
+        ],
         "max_comment": MAX_COMMENT,
+        "max_correction": MAX_CORRECTION,
         "lease_seconds": settings.LEASE_SECONDS,
     }
 
@@ -284,6 +301,11 @@ def _text(data: QueryDict, name: str) -> str:
     return data.get(name, "").replace("\r\n", "\n").replace("\x00", "")
 
 
+def _kept(data: QueryDict) -> str:
+    """Return what somebody wrote, for a page that can no longer take it."""
+    return "\n\n".join(filter(None, (_text(data, "comment"), _text(data, "correction"))))
+
+
 def _ticket(data: QueryDict) -> Ticket:
     try:
         slot, token = int(data.get("slot", "")), int(data.get("token", ""))
@@ -297,16 +319,23 @@ def _ticket(data: QueryDict) -> Ticket:
     return Ticket(slot=slot, token=token, client_id=client_id)
 
 
-def read_answer(data: QueryDict, kind: str) -> assignment.Answer:
+def read_answer(data: QueryDict, campaign: Campaign) -> assignment.Answer:
     """Return what a task form says; ProductError with a sentence for its reader."""
-    comment, seconds = _text(data, "comment").strip(), _seconds(data.get("seconds", ""))
+    clean = {name: _text(data, name) for name in data}
+    kind = campaign.kind
+    beside = extras_form.read(clean) | {
+        "comment": clean.get("comment", "").strip(),
+        "seconds": _seconds(data.get("seconds", "")),
+    }
+    if kind == Campaign.Kind.RATING:
+        return assignment.Answer(**beside)
     if kind == Campaign.Kind.THUMBS:
         if data.get("thumb") not in ("1", "-1"):
             raise ProductError("Choose good or bad first.")
-        return assignment.Answer(thumb=int(data.get("thumb", "")), comment=comment, seconds=seconds)
+        return assignment.Answer(thumb=int(data.get("thumb", "")), **beside)
     if kind == Campaign.Kind.PAIRWISE:
-        return _read_choice(data, comment, seconds)
-    ranks = {name: str(value) for name, value in data.items() if name.startswith("rank-")}
+        return assignment.Answer(**_read_choice(data), **beside)
+    ranks = {name: value for name, value in clean.items() if name.startswith("rank-")}
     if not ranks or not all(ranks.values()):
         raise ProductError("Give every answer its place first.")
     try:
@@ -315,11 +344,10 @@ def read_answer(data: QueryDict, kind: str) -> assignment.Answer:
             by_rank.setdefault(int(value), []).append(int(name.removeprefix("rank-")))
     except ValueError:
         raise ProductError("A place is a number from 1. Choose one for every answer.") from None
-    ranking = [by_rank[rank] for rank in sorted(by_rank)]
-    return assignment.Answer(ranking=ranking, comment=comment, seconds=seconds)
+    return assignment.Answer(ranking=[by_rank[rank] for rank in sorted(by_rank)], **beside)
 
 
-def _read_choice(data: QueryDict, comment: str, seconds: float | None) -> assignment.Answer:
+def _read_choice(data: QueryDict) -> dict[str, Any]:
     try:
         both = [int(value) for value in data.getlist("response")]
         choice = data.get("choice", "")
@@ -328,13 +356,9 @@ def _read_choice(data: QueryDict, comment: str, seconds: float | None) -> assign
     except ValueError:
         raise ProductError("Choose the better answer, a tie, or both bad first.") from None
     if winner is None:
-        return assignment.Answer(
-            ranking=[both], both_bad=choice == "both_bad", comment=comment, seconds=seconds
-        )
+        return {"ranking": [both], "both_bad": choice == "both_bad"}
     losers = [response for response in both if response != winner]
-    return assignment.Answer(
-        ranking=[[winner], losers], strength=strength, comment=comment, seconds=seconds
-    )
+    return {"ranking": [[winner], losers], "strength": strength}
 
 
 def _seconds(text: str) -> float | None:
@@ -349,7 +373,7 @@ def _seconds(text: str) -> float | None:
 
 def _given(judgement: Judgement) -> dict[str, str]:
     """Return the form fields that would give this judgement."""
-    given = {"comment": judgement.comment}
+    given = {"comment": judgement.comment} | extras_form.fields(judgement)
     if judgement.thumb is not None:
         return given | {"thumb": str(judgement.thumb)}
     groups: list[list[int]] = judgement.ranking or []

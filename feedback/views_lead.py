@@ -20,6 +20,8 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
 from feedback import quality, services
+from feedback.extras import stored
+from feedback.forms_extras import ExtrasForm
 from feedback.forms_lead import CampaignForm, PromptsForm, SourceForm, tag_counts
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, CompletionFeedback, Prompt
 from inference.models import AliasName, Completion, Version
@@ -139,12 +141,13 @@ def campaign_new(request: HttpRequest, slug: str) -> HttpResponse:
     membership = get_membership(request, slug, Role.LEAD)
     posted = request.method == "POST"
     form = CampaignForm(request.POST if posted else None, project=membership.project)
+    asked = ExtrasForm(request.POST if posted else None)
     sources = _source_forms(request, membership)
-    context = {"form": form, "sources": sources}
+    context = {"form": form, "extras": asked, "sources": sources}
     template = "feedback/campaign_new.html"
     if not posted:
         return render(request, template, context)
-    valid = [form.is_valid(), *(source.is_valid() for source in sources)]
+    valid = [form.is_valid(), asked.is_valid(), *(source.is_valid() for source in sources)]
     if not all(valid):
         return refused(request, template, context, "Some fields need another look; see below.")
     data = dict(form.cleaned_data)
@@ -155,6 +158,7 @@ def campaign_new(request: HttpRequest, slug: str) -> HttpResponse:
             by=membership.user,
             prompts=list(form.chosen_prompts()),
             sources=[source.source() for source in sources if source.cleaned_data["use"]],
+            extras=asked.definition,
             **data | {"kind": Campaign.Kind(data["kind"])},
         )
     except (ProductError, ValidationError) as error:
@@ -188,6 +192,7 @@ def _campaign_context(membership: Membership, campaign: Campaign) -> dict[str, A
         "sources": [
             source | {"version": used.get(source["version"])} for source in campaign.sources
         ],
+        "asked": stored(campaign.extras),
         # Snapshots are made one floor up; their rows are reached through the relation.
         "snapshots": campaign.snapshots.order_by("-id")[:10],
     }

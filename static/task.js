@@ -62,7 +62,8 @@
     for (const [name, value] of draft.fields) {
       const field = task.form.elements[name];
       if (!field || ["slot", "token", "client_id", "response"].includes(name)) continue;
-      field.value = value; // a RadioNodeList takes a value, too
+      if (field.type === "checkbox") field.checked = true;
+      else field.value = value; // a RadioNodeList takes a value, too
     }
     task.earlierSeconds = Number(task.form.elements.seconds.value) || 0;
     return draft.pending;
@@ -83,10 +84,11 @@
       } else if (response && !response.redirected && response.status >= 400 && response.status < 500 && response.status !== 429) {
         const reason = response.headers.get("Content-Type")?.startsWith("text/plain") ? await response.text() : "";
         store.write(key, { ...draft, pending: false });
-        const comment = new Map(draft.fields).get("comment");
+        const typed = new Map(draft.fields);
+        const words = ["comment", "correction"].map((name) => typed.get(name)).filter(Boolean).join(" / ");
         place.hidden = false;
         place.className = "notice notice-warn";
-        place.textContent = `An earlier judgement could not be stored. ${reason}${comment ? ` Your comment was: “${comment}”` : ""}`;
+        place.textContent = `An earlier judgement could not be stored. ${reason}${words ? ` You wrote: “${words}”` : ""}`;
       }
     }
   }
@@ -354,7 +356,25 @@
     }
   }
 
-  const KINDS = { ranking: Ranking, pairwise: Pairwise, thumbs: Thumbs };
+  // ---- nothing but scales: the extras ask for everything
+
+  class Rating {
+    load() {}
+
+    changed() {}
+
+    key() {
+      return false;
+    }
+
+    click() {}
+
+    problem() {
+      return "";
+    }
+  }
+
+  const KINDS = { ranking: Ranking, pairwise: Pairwise, thumbs: Thumbs, rating: Rating };
 
   // The card that a click means: not a link, not the end of marking text.
   function cardUnder(target) {
@@ -379,8 +399,10 @@
       form.noValidate = true; // our sentences name what is missing; hidden selects cannot
       task = { element, form, slot, token, clientId, user, renewUrl, retries: 0, earlierSeconds: 0, shownAt: Date.now(), seenSeconds: 0 };
       task.kind = new KINDS[kind](form);
+      task.extras = new window.laurel.Extras(form, { announce, touched, alone: kind === "rating" });
       const pending = restoreDraft();
       task.kind.load();
+      task.extras.load();
       task.renewEvery = (Number(leaseSeconds) / 3) * 1000;
       task.renewedAt = Date.now();
       task.heartbeat = setInterval(renew, Math.min(task.renewEvery, 60_000));
@@ -421,7 +443,7 @@
   });
 
   function hasContent() {
-    return Boolean(store.read(draftKey()) || task.form.elements.comment.value);
+    return Boolean(store.read(draftKey()) || task.extras.words.length);
   }
 
   async function renew() {
@@ -454,17 +476,18 @@
       };
       if (busy && !task?.resending) return stop();
       if (form.id === "task-form") {
-        const problem = task.kind.problem();
+        const problem = task.kind.problem() || task.extras.problem();
         if (problem) {
           notice(problem);
           return stop();
         }
+        task.extras.settle();
         form.elements.seconds.value = seconds().toFixed(1);
         saveDraft(true);
       }
-      if (form.id === "undo-form" && task?.form.elements.comment.value.trim() && !task.mayLeave) {
+      if (form.id === "undo-form" && task?.extras.words.length && !task.mayLeave) {
         task.mayLeave = true;
-        notice("Your comment on this task would stay behind. Undo once more to go back all the same.", { kind: "warn" });
+        notice("What you wrote on this task would stay behind. Undo once more to go back all the same.", { kind: "warn" });
         return stop();
       }
       busy = true;
@@ -489,7 +512,7 @@
   function setSending(sending) {
     const element = document.getElementById("task");
     element?.setAttribute("aria-busy", String(sending));
-    if (task) task.form.elements.comment.readOnly = sending;
+    for (const text of task?.form.querySelectorAll("textarea") || []) text.readOnly = sending;
   }
 
   document.addEventListener("htmx:afterRequest", (event) => {
@@ -558,7 +581,7 @@
       }
       return;
     }
-    if (event.key === "Escape" && active?.id === "comment") {
+    if (event.key === "Escape" && task?.form.contains(active) && active.closest("textarea, select, .ask")) {
       active.blur();
       document.getElementById("task-title")?.focus({ preventScroll: true });
       return;
@@ -576,9 +599,9 @@
     if (key === "u") used = press("[form=undo-form]");
     else if (!task) used = false;
     else if (key === "s") document.getElementById("skip-dialog").showPopover();
-    else if (key === "c") document.getElementById("comment").focus();
+    else if (key === "c") document.getElementById("comment")?.focus();
     else if (key === "i") document.getElementById("code-book")?.showPopover();
-    else used = task.kind.key(key);
+    else used = task.extras.key(key) || task.kind.key(key);
     if (used) event.preventDefault();
   });
 
@@ -586,10 +609,12 @@
     if (task && !busy && task.form.contains(event.target)) task.kind.click(event.target);
   });
   document.addEventListener("input", (event) => {
-    if (event.target.id === "comment") touched();
+    if (task?.form.contains(event.target)) touched();
   });
   document.addEventListener("change", (event) => {
-    if (task && event.target.matches("[name=choice], [name=strength], [name=thumb]")) task.kind.changed();
+    if (!task?.form.contains(event.target)) return;
+    if (event.target.matches("[name=choice], [name=strength], [name=thumb]")) task.kind.changed();
+    else touched();
   });
 
   document.addEventListener("DOMContentLoaded", () => {

@@ -14,6 +14,7 @@ from rest_framework.test import APIClient
 from accounts.models import Project, Role, Scope, User
 from accounts.services import create_project, create_token, set_member
 from feedback.assignment import make_slots
+from feedback.extras import define
 from feedback.models import Campaign, Item, Prompt, Response
 from feedback.services import add_prompts
 from inference.models import BaseModel, Version
@@ -111,6 +112,7 @@ def make_campaign(project: Project) -> Callable[..., Campaign]:
         responses: int = 4,
         judgements_per_item: int = 2,
         kind: str = Campaign.Kind.RANKING,
+        asks: dict[str, Any] | None = None,
         of: Project = project,
         name: str = "Tone",
         text: str = "Response {position} to question {number}.",
@@ -119,6 +121,7 @@ def make_campaign(project: Project) -> Callable[..., Campaign]:
             project=of,
             name=name,
             kind=kind,
+            extras=define(asks or {}).as_dict(),
             state=Campaign.State.OPEN,
             judgements_per_item=judgements_per_item,
             responses_per_item=responses,

@@ -289,7 +289,7 @@ def test_it_does_not_leave_a_comment_behind_unasked(
     press(page, "1", "2", "3", "4", "Control+Enter")
     expect(page.locator("#task-progress")).to_have_text("1 of 3 today")
     press(page, "c", "x", "Escape", "u")
-    expect(page.locator("#task-notice")).to_contain_text("Your comment on this task")
+    expect(page.locator("#task-notice")).to_contain_text("What you wrote on this task")
     press(page, "u")
     expect(page.locator("#task-progress")).to_have_text("0 of 3 today")
 

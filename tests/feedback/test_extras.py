@@ -111,8 +111,7 @@ def answered(task: dict[str, Any]) -> dict[str, Any]:
 def test_it_takes_every_extra_over_rest_and_gives_it_back(
     make_campaign: Callable[..., Campaign], annotator: User, api: Callable[..., APIClient]
 ) -> None:
-    campaign = make_campaign(responses=2)
-    Campaign.objects.update(kind="rating", extras=define(EVERYTHING).as_dict())
+    campaign = make_campaign(kind="rating", responses=2, asks=EVERYTHING)
     client = api(annotator, Scope.JUDGE, Scope.READ)
     task = client.post(f"/api/campaigns/{campaign.pk}/next").json()
     assert task["extras"]["safety"][1] == {"key": "unsafe", "label": "Unsafe"}
@@ -140,8 +139,7 @@ def test_it_takes_every_extra_over_rest_and_gives_it_back(
 def test_it_never_edits_what_was_stored(
     make_campaign: Callable[..., Campaign], annotator: User, api: Callable[..., APIClient]
 ) -> None:
-    campaign = make_campaign(responses=2)
-    Campaign.objects.update(kind="rating", extras=define(EVERYTHING).as_dict())
+    campaign = make_campaign(kind="rating", responses=2, asks=EVERYTHING)
     client = api(annotator, Scope.JUDGE)
     task = client.post(f"/api/campaigns/{campaign.pk}/next").json()
     client.post("/api/judgements/", answered(task), format="json")

@@ -15,6 +15,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Project, User
 from feedback import quality
 from feedback.assignment import Answer, claim, submit
+from feedback.extras import SAFETY, Wanted, stored
 from feedback.forms_lead import parse_prompts
 from feedback.models import Campaign, CompletionFeedback, Prompt
 from feedback.services import add_prompts, give_feedback
@@ -213,6 +214,31 @@ def test_it_makes_a_campaign(
     assert campaign.sources == [
         {"version": base_version.pk, "temperature": 0.8, "top_p": 0.9, "max_tokens": 64}
     ]
+
+
+def test_it_makes_a_campaign_that_asks_for_more(
+    project: Project, base_version: Version, lead: User, login: Login
+) -> None:
+    add_prompts(project=project, prompts=["One?"])
+    form = campaign_form(
+        base_version,
+        kind="rating",
+        responses_per_item=1,
+        helpsteer="on",
+        scales="Tone | rude | kind | 3\n",
+        safety="on",
+        reasons="Too long\n",
+        correction="required",
+    )
+    client = login(lead)
+    assert client.post(url("campaign_new", project), form).status_code == 302
+    asked = stored(Campaign.objects.get().extras)
+    assert [scale.key for scale in asked.ratings][4:] == ["verbosity", "tone"]
+    assert (asked.safety, asked.correction) == (SAFETY, Wanted.REQUIRED)
+    page = client.get(url("campaign", project, Campaign.objects.get().pk)).content.decode()
+    assert "Too long" in page
+    refused = client.post(url("campaign_new", project), form | {"scales": "Tone | a | b | many"})
+    assert "are a number from 2 to 7" in refused.content.decode()
 
 
 @pytest.mark.parametrize(

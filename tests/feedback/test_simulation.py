@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from io import StringIO
 from itertools import islice
@@ -17,6 +17,7 @@ from django.core.management import CommandError, call_command
 from accounts.models import Membership, Role
 from feedback import trust
 from feedback.agreement import Judged, left_lean, verdicts
+from feedback.extras import define
 from feedback.models import Campaign, Judgement
 from feedback.simulation import Annotator, Profile, Question, answer, judge_all, questions
 
@@ -218,6 +219,26 @@ def test_it_sends_simulated_annotators_over_http(live_server: Any, campaign: Cam
 
 
 @pytest.mark.django_db(transaction=True)
+def test_it_answers_all_that_a_campaign_asks(
+    live_server: Any, make_campaign: Callable[..., Campaign]
+) -> None:
+    asks = {
+        "preset": "helpsteer",
+        "safety": ["Safe", "Unsafe"],
+        "rationale": "required",
+        "correction": "required",
+    }
+    for number in (1, 3):
+        campaign = make_campaign(kind="rating", responses=number, asks=asks, name=f"R{number}")
+        simulate(campaign, live_server.url, profile="honest", annotators=2)
+        assert campaign.judgements.count() == 6
+    levels = {
+        level["helpfulness"] for one in campaign.judgements.all() for level in one.ratings.values()
+    }
+    assert levels == {5}, "equal texts are equally good"
+
+
+@pytest.mark.django_db(transaction=True)
 def test_it_stops_after_as_many_as_asked(live_server: Any, campaign: Campaign) -> None:
     simulate(campaign, live_server.url, profile="spamming", annotators=1, judgements=2)
     assert Judgement.objects.count() == 2
@@ -229,6 +250,7 @@ def test_it_says_the_same_again_in_whatever_order_tasks_arrive() -> None:
     tasks = [
         {
             "kind": "ranking",
+            "extras": define({}).as_dict(),
             "messages": [{"role": "user", "content": f"question {number}"}],
             "responses": [{"id": one, "text": text} for one, text in texts.items()],
         }

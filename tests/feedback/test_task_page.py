@@ -296,7 +296,7 @@ def test_it_says_so_when_the_task_went_to_somebody_else(
     assert (renewed.status_code, renewed["Content-Type"]) == (409, "text/plain")
     plain = visitor.post(url(campaign), form)
     assert plain.status_code == 409
-    assert "Your comment was: My words" in text(plain)
+    assert "You wrote: My words" in text(plain)
     assert not Judgement.objects.exists()
 
 
