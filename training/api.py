@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
-from accounts.errors import Conflict
+from accounts.errors import Conflict, ProductError
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback.models import Campaign
@@ -24,6 +24,7 @@ from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots
 from training.evaluation import so_far
 from training.models import Evaluation, Run, Snapshot
+from training.options import Imitate, Kind, Pairs, Votes
 
 
 class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
@@ -37,6 +38,8 @@ class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
             "state",
             "reason",
             "campaigns",
+            "kind",
+            "options",
             "heldout_fraction",
             "digest",
             "manifest",
@@ -44,12 +47,28 @@ class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
         ]
 
 
+class OptionsSerializer(serializers.Serializer[Any]):
+    """What a snapshot takes in and how; what is left out is as ``training.options`` says."""
+
+    pairs = serializers.ChoiceField(choices=Pairs.choices, required=False)
+    votes = serializers.ChoiceField(choices=Votes.choices, required=False)
+    min_agreement = serializers.FloatField(min_value=0, max_value=1, required=False)
+    attributes = serializers.DictField(child=serializers.FloatField(), required=False)
+    gap = serializers.FloatField(min_value=0, required=False)
+    imitate = serializers.ListField(
+        child=serializers.ChoiceField(choices=Imitate.choices), required=False
+    )
+    feedback = serializers.BooleanField(required=False)
+
+
 class SnapshotsView(ProjectAPIView):
     role, write_scope = Role.LEAD, Scope.MANAGE
 
     class Input(serializers.Serializer[Any]):
-        campaigns = serializers.ListField(child=serializers.IntegerField(), min_length=1)
+        campaigns = serializers.ListField(child=serializers.IntegerField(), default=list)
         heldout_fraction = serializers.FloatField(min_value=0, max_value=0.9, default=0.2)
+        kind = serializers.ChoiceField(choices=Kind.choices, default=Kind.PREFERENCE)
+        options = OptionsSerializer(required=False)
 
     @extend_schema(responses=SnapshotSerializer(many=True))
     def get(self, request: Request) -> Response:
@@ -72,6 +91,8 @@ class SnapshotsView(ProjectAPIView):
             campaigns=campaigns,
             by=self.user,
             heldout_fraction=data.validated_data["heldout_fraction"],
+            kind=data.validated_data["kind"],
+            options=data.validated_data.get("options"),
         )
         return Response(SnapshotSerializer(snapshot).data, status=201)
 
@@ -133,6 +154,11 @@ class SnapshotExportView(OneSnapshotView):
         if snapshot.state != Snapshot.State.READY or not path.is_file():
             raise Http404
         chosen = formats.FORMATS[name]
+        if not chosen.fits(snapshot):
+            raise ProductError(
+                f"The rows of this snapshot cannot be written as {name}; its page lists the "
+                "formats that they can be written in."
+            )
         response = StreamedFile(
             formats.blocks(formats.export(path, name)), content_type=chosen.content_type
         )

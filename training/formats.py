@@ -20,6 +20,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from feedback.models import Judgement, Response
+from training.models import Snapshot
+from training.options import Kind, Options, Pairs, Votes
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -36,6 +38,17 @@ class Format:
     label: str
     extension: str
     write: Callable[[Iterator[Row]], Iterator[bytes]]
+    kinds: tuple[str, ...] = (Kind.PREFERENCE,)
+    # Puts rankings together again, so it needs all pairs of each.
+    whole_rankings: bool = False
+
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Say whether the rows of this snapshot can be written so."""
+        if snapshot.kind not in self.kinds:
+            return False
+        options = Options.read(snapshot.options)
+        whole = options.votes == Votes.INDIVIDUAL and options.pairs == Pairs.ALL
+        return whole or not self.whole_rankings
 
     @property
     def content_type(self) -> str:
@@ -79,7 +92,7 @@ def _json_lines(rows: Callable[[Iterator[Row]], Iterator[Row]]) -> Callable[...,
 
 
 def _origin(row: Row) -> Row:
-    return {"judgement_id": row["judgement_id"], "prompt_id": row["prompt_id"]}
+    return {"judgement_id": ",".join(row["judgement_ids"]), "prompt_id": row["prompt_id"]}
 
 
 # What TRL reads
@@ -112,17 +125,23 @@ def implicit_prompt(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def unpaired(rows: Iterator[Row]) -> Iterator[Row]:
-    """Yield two rows for a pair: the chosen answer labelled true, the rejected one false."""
+    """Yield a row for each answer: the chosen one labelled true, the rejected one false."""
     for row in rows:
         for side, label in (("chosen", True), ("rejected", False)):
-            yield {"prompt": row["prompt"], "completion": row[side], "label": label} | _origin(row)
+            if row[side] is not None:
+                completion = {"completion": row[side], "label": label}
+                yield {"prompt": row["prompt"]} | completion | _origin(row)
 
 
 def best_messages(rows: Iterator[Row]) -> Iterator[Row]:
     """Yield conversations to imitate: what each judgement put first (several where they tie)."""
     for pairs in _by(rows, "judgement_id"):
         beaten = {row["rejected_id"] for row in pairs}
-        best = {row["chosen_id"]: row for row in pairs if row["chosen_id"] not in beaten}
+        best = {
+            row["chosen_id"]: row
+            for row in pairs
+            if row["chosen"] is not None and row["chosen_id"] not in beaten
+        }
         for row in best.values():
             yield {"messages": row["prompt"] + row["chosen"]} | _origin(row)
 
@@ -233,7 +252,9 @@ def _who(
     rows: list[Row],
 ) -> tuple[dict[str, tuple[int, str, float]], dict[tuple[int, str], str]]:
     """Return (item, judge, time) by judgement, and the model by (item, text). Two queries."""
-    wanted = {row["judgement_id"] for row in rows}
+    # Feedback on an answer in use, and what several people decided together, has no one judge.
+    wanted = {row["judgement_id"] for row in rows if len(row["judgement_ids"]) == 1}
+    wanted = {one for one in wanted if "/" not in one}
     judges = {
         str(client_id): (item, f"annotator-{annotator}", created_at.timestamp())
         for client_id, item, annotator, created_at in Judgement.objects.filter(
@@ -251,7 +272,9 @@ def _who(
     return judges, writers
 
 
-CSV_COLUMNS = ("judgement_id", "prompt_id", "prompt", "chosen", "rejected", "margin", "weight")
+CSV_COLUMNS = (
+    "judgement_id", "prompt_id", "prompt", "chosen", "rejected", "margin", "weight", "probability",
+)  # fmt: skip
 
 
 def csv_table(rows: Iterator[Row]) -> Iterator[bytes]:
@@ -260,7 +283,9 @@ def csv_table(rows: Iterator[Row]) -> Iterator[bytes]:
     writer = csv.writer(buffer)
     writer.writerow(CSV_COLUMNS)
     for row in rows:
-        cells = row | {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+        cells = row | _origin(row)
+        for side in ("chosen", "rejected"):
+            cells[side] = row[side][0]["content"] if row[side] is not None else ""
         cells["prompt"] = _cell(row["prompt"])
         writer.writerow([cells[name] for name in CSV_COLUMNS])
         yield buffer.getvalue().encode()
@@ -349,12 +374,14 @@ FORMATS = {
             label="TRL unpaired (KTO)",
             extension="jsonl",
             write=_json_lines(unpaired),
+            kinds=(Kind.PREFERENCE, Kind.UNPAIRED),
         ),
         Format(
             name="sft-messages",
             label="SFT messages, the best answers",
             extension="jsonl",
             write=_json_lines(best_messages),
+            kinds=tuple(Kind),
         ),
         Format(
             name="reward-margin",
@@ -363,7 +390,11 @@ FORMATS = {
             write=_json_lines(reward_margin),
         ),
         Format(
-            name="rankings", label="whole rankings", extension="jsonl", write=_json_lines(rankings)
+            name="rankings",
+            label="whole rankings",
+            extension="jsonl",
+            write=_json_lines(rankings),
+            whole_rankings=True,
         ),
         Format(
             name="openai-dpo", label="OpenAI DPO", extension="jsonl", write=_json_lines(openai_dpo)
@@ -377,6 +408,6 @@ FORMATS = {
         Format(
             name="arena", label="Arena battles", extension="jsonl", write=_json_lines(arena_battles)
         ),
-        Format(name="csv", label="CSV", extension="csv", write=csv_table),
+        Format(name="csv", label="CSV", extension="csv", write=csv_table, kinds=tuple(Kind)),
     )
 }

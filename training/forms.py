@@ -15,8 +15,12 @@ from inference.models import AliasName, Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Evaluation, Snapshot
+from training.options import Imitate, Kind, Pairs, Votes
 
 METHODS = tuple(ENGINE_METHODS)
+OPTION_FIELDS = (
+    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate",
+)  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
 
@@ -38,7 +42,8 @@ class SnapshotField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so
 
     def label_from_instance(self, obj: Any) -> str:
         rows = obj.manifest.get("rows", {}).get("train", 0)
-        return f"snapshot {obj.pk}: {rows:,} pairs to learn from ({obj.digest[:12]})"
+        what = {"preference": "pairs", "unpaired": "good or bad answers"}.get(obj.kind, "answers")
+        return f"snapshot {obj.pk}: {rows:,} {what} to learn from ({obj.digest[:12]})"
 
 
 class HeldoutField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so at run time
@@ -50,11 +55,16 @@ class HeldoutField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so 
 
 
 class SnapshotForm(forms.Form):
-    """Which campaigns a snapshot is taken of."""
+    """What a snapshot is taken of, and how; the options are those of ``training.options``."""
 
-    campaigns = forms.MultipleChoiceField(
-        widget=forms.CheckboxSelectMultiple,
-        error_messages={"required": "Choose at least one campaign."},
+    campaigns = forms.MultipleChoiceField(widget=forms.CheckboxSelectMultiple, required=False)
+    feedback = forms.BooleanField(
+        label="Feedback on answers in use",
+        required=False,
+        help_text="Thumbs and corrections given in the chat and through the API, of all time.",
+    )
+    kind = forms.ChoiceField(
+        label="Rows", choices=Kind.choices, initial=Kind.PREFERENCE, required=False
     )
     heldout_fraction = forms.FloatField(
         label="Held out",
@@ -63,6 +73,49 @@ class SnapshotForm(forms.Form):
         initial=0.2,
         help_text="Share of the prompts kept from training, to measure on. 0 to 0.9.",
         widget=forms.NumberInput(attrs={"step": "0.01"}),
+    )
+    pairs = forms.ChoiceField(
+        label="Pairs of a ranking",
+        choices=Pairs.choices,
+        required=False,
+        help_text="All pairs are the whole ranking; the rank tree learns them in one pass.",
+    )
+    votes = forms.ChoiceField(
+        label="Several annotators",
+        choices=Votes.choices,
+        required=False,
+        help_text="What becomes of several judgements on the same answers.",
+    )
+    min_agreement = forms.FloatField(
+        label="Least agreement",
+        min_value=0,
+        max_value=1,
+        initial=0,
+        required=False,
+        help_text="Share of the votes that the winner needs. 0 takes everything.",
+        widget=forms.NumberInput(attrs={"step": "0.05"}),
+    )
+    attributes = forms.CharField(
+        label="Attributes",
+        required=False,
+        help_text="Rated scales that order the answers, with weights: helpfulness=1, "
+        "verbosity=-0.5. Empty goes by rankings.",
+    )
+    gap = forms.FloatField(
+        label="Least gap",
+        min_value=0,
+        initial=1,
+        required=False,
+        help_text="How far the weighted sums of two answers must differ.",
+        widget=forms.NumberInput(attrs={"step": "0.1"}),
+    )
+    imitate = forms.MultipleChoiceField(
+        label="Answers to imitate",
+        choices=Imitate.choices,
+        initial=[Imitate.CORRECTIONS, Imitate.THUMBS],
+        required=False,
+        help_text="Only for SFT rows.",
+        widget=forms.CheckboxSelectMultiple,
     )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
@@ -74,6 +127,35 @@ class SnapshotForm(forms.Form):
 
     def clean_campaigns(self) -> list[Campaign]:
         return [self.by_key[key] for key in self.cleaned_data["campaigns"]]
+
+    def clean_attributes(self) -> dict[str, float]:
+        """Read ``name=weight, name=weight``; a name alone weighs 1."""
+        found = {}
+        for part in filter(None, map(str.strip, self.cleaned_data["attributes"].split(","))):
+            name, _, weight = part.partition("=")
+            try:
+                found[name.strip()] = float(weight or 1)
+            except ValueError:
+                raise forms.ValidationError(
+                    f"“{part}” is no name with a weight. Write it as helpfulness=1."
+                ) from None
+        return found
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if "campaigns" in cleaned and not cleaned["campaigns"] and not cleaned.get("feedback"):
+            self.add_error("campaigns", "Choose at least one campaign.")
+        return cleaned
+
+    @property
+    def how(self) -> list[forms.BoundField]:
+        """Return the fields of which the defaults will mostly do."""
+        return [self[name] for name in OPTION_FIELDS if name != "feedback"]
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that were filled in."""
+        given = {name: self.cleaned_data.get(name) for name in OPTION_FIELDS}
+        return {name: value for name, value in given.items() if value not in (None, "", [], {})}
 
 
 class RunForm(forms.Form):

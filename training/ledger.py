@@ -1,26 +1,41 @@
-"""The conservation ledger: every judgement becomes pairs or exactly one named exclusion."""
+"""The conservation ledger: every judgement becomes rows or exactly one named exclusion."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Groups of response ids from best to worst.
-Ranking = list[list[int]]
+if TYPE_CHECKING:
+    from training.rows import Composed
 
 
 class Exclusion(StrEnum):
-    """Why a judgement gave no pair."""
+    """Why a judgement gave no row. Where several hold, the first in this order is named."""
 
     RETRACTED = "retracted"
+    GOLD = "gold"
+    REPEAT = "repeat"
+    CALIBRATION = "calibration"
+    PAUSED_ANNOTATOR = "paused_annotator"
+    SKIPPED = "skipped"
+    OUTVOTED = "outvoted"
+    NO_MAJORITY = "no_majority"
+    BELOW_AGREEMENT = "below_agreement"
+    EQUAL_TEXTS = "equal_texts"
     BOTH_BAD = "both_bad"
     TIE = "tie"
     THUMB = "thumb"
-    EQUAL_TEXTS = "equal_texts"
+    THUMB_DOWN = "thumb_down"
+    RANKING = "ranking"
+    RATING = "rating"
+    CORRECTION = "correction"
+    NO_VERDICT = "no_verdict"
+
+
+GRAVITY = {one: place for place, one in enumerate(Exclusion)}
 
 
 @dataclass(kw_only=True)
@@ -32,21 +47,35 @@ class Ledger:
     pairs: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
 
-    def enter(self, pairs: int, exclusion: Exclusion | None) -> None:
-        """Account for one judgement; it has either pairs or an exclusion."""
-        self.judgements += 1
+    def enter(self, exclusion: Exclusion | None, judgements: int = 1) -> None:
+        """Account for judgements; they have either rows or an exclusion."""
+        self.judgements += judgements
         if exclusion is None:
-            self.exported += 1
-            self.pairs += pairs
-        else:
-            self.excluded[exclusion] += 1
+            self.exported += judgements
+        elif judgements:
+            self.excluded[exclusion] += judgements
 
-    def check(self) -> None:
-        """Raise AssertionError unless every judgement is accounted for once."""
-        accounted = self.exported + sum(self.excluded.values())
-        if accounted != self.judgements:
+    def account(self, judgements: Sequence[str], composed: Composed) -> None:
+        """Account for everything said of a prompt; AssertionError for what is lost or doubled."""
+        named = {judgement for row in composed.rows for judgement in row.judgements}
+        reasons = composed.reasons
+        if not named.isdisjoint(reasons) or named | reasons.keys() != set(judgements):
             raise AssertionError(
-                f"The ledger does not balance: {self.judgements} judgements, {accounted} accounted."
+                f"Of {', '.join(judgements)}, {', '.join(sorted(named))} gave rows and "
+                f"{', '.join(sorted(reasons))} have reasons why not."
+            )
+        self.judgements += len(judgements)
+        self.exported += len(judgements) - len(reasons)
+        self.excluded.update(reasons.values())
+        self.pairs += len(composed.rows)
+
+    def check(self, expected: int) -> None:
+        """Raise AssertionError unless every judgement that was counted is accounted for once."""
+        accounted = self.exported + sum(self.excluded.values())
+        if not expected == self.judgements == accounted:
+            raise AssertionError(
+                f"The ledger does not balance: {expected} judgements, {self.judgements} read, "
+                f"{accounted} accounted."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,38 +85,3 @@ class Ledger:
             "pairs": self.pairs,
             "excluded": dict(sorted(self.excluded.items())),
         }
-
-
-def exclusion_of(*, retracted: bool, ranking: Ranking | None, both_bad: bool) -> Exclusion | None:
-    """Return why a judgement gives no pair, as far as that shows without the texts."""
-    if retracted:
-        return Exclusion.RETRACTED
-    if ranking is None:
-        return Exclusion.THUMB
-    if both_bad:
-        return Exclusion.BOTH_BAD
-    if len(ranking) < 2:
-        return Exclusion.TIE
-    return None
-
-
-def pairs_of(ranking: Ranking, digests: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Return the (chosen, rejected) ids of a ranking, ordered by the digests of their texts.
-
-    In a ranking of K groups every response of a better group beats every response of a worse one,
-    unless their texts are the same.
-    """
-    pairs = [
-        (chosen, rejected)
-        for better, worse in combinations(ranking, 2)
-        for chosen in better
-        for rejected in worse
-        if digests[chosen] != digests[rejected]
-    ]
-    pairs.sort(key=lambda pair: (digests[pair[0]], digests[pair[1]]))
-    return pairs
-
-
-def margin_of(strength: int | None) -> float:
-    """Return how much better the chosen one is: the strength that was given, or 1."""
-    return float(strength or 1)

@@ -15,6 +15,7 @@ from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
 from inference.models import BaseModel, Version
 from training.engine.estimate import Hardware
+from training.options import Kind
 
 
 class SnapshotQuerySet(models.QuerySet["Snapshot"]):
@@ -39,6 +40,11 @@ class Snapshot(models.Model):
 
     project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="snapshots")
     campaigns = models.ManyToManyField(Campaign, related_name="snapshots")
+    kind = models.CharField(
+        max_length=10, choices=Kind.choices, default=Kind.PREFERENCE, db_default=Kind.PREFERENCE
+    )
+    # As training.options.Options reads them.
+    options = models.JSONField(default=dict, blank=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
     reason = models.CharField(max_length=500, blank=True)
     heldout_fraction = models.FloatField(

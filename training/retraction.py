@@ -277,6 +277,8 @@ def rebuild(*, retraction: Retraction, by: User | None) -> None:
             campaigns=list(snapshot.campaigns.all()),
             by=by,
             heldout_fraction=snapshot.heldout_fraction,
+            kind=snapshot.kind,
+            options=snapshot.options,
         )
         Snapshot.objects.filter(pk=again.pk).update(replaces=snapshot)
     audit(

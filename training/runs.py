@@ -35,6 +35,7 @@ from inference.models import Version
 from inference.services import register_version
 from training import machines, preflight
 from training.models import Run, RunMetric, RunNote, Snapshot
+from training.options import refuse_method
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ def start_run(
         arguments = check_arguments(method, arguments)
     except ArgumentError as error:
         raise ProductError(str(error)) from error
+    refuse_method(snapshot.kind, method)
     checked = preflight.check_run(
         snapshot=snapshot, start_version=start_version, method=method, arguments=arguments
     )

@@ -31,6 +31,7 @@ from training.forms import (
     take_proposal,
 )
 from training.models import Evaluation, Run, Snapshot
+from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Votes
 
 LOOK_AGAIN = "Some fields need another look; see below."
 PREVIEW_ROWS = 5
@@ -44,10 +45,23 @@ RUN_COLUMNS = {
 }
 # Names of exclusions as a person says them; they are the keys of the ledger.
 EXCLUSIONS = {
+    "below_agreement": "too few annotators agreed",
     "both_bad": "all responses were called bad",
+    "calibration": "part of a calibration session",
+    "correction": "a correction, which was not asked for",
     "equal_texts": "the responses were the same text",
-    "retracted": "taken back by their annotator",
-    "thumb": "a thumb, which gives no pair",
+    "gold": "a test with a known answer",
+    "no_majority": "as many votes for as against",
+    "no_verdict": "a comment alone",
+    "outvoted": "most others said the opposite",
+    "paused_annotator": "by an annotator who is paused",
+    "ranking": "a ranking, which calls no single answer good or bad",
+    "rating": "ratings, without an attribute to order by",
+    "repeat": "a repeated item, asked to measure consistency",
+    "retracted": "taken back",
+    "skipped": "skipped by an annotator",
+    "thumb": "a thumb that gives no row of this kind",
+    "thumb_down": "a thumb down, nothing to imitate",
     "tie": "a tie of all responses",
 }
 
@@ -79,6 +93,8 @@ def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
             campaigns=form.cleaned_data["campaigns"],
             by=membership.user,
             heldout_fraction=form.cleaned_data["heldout_fraction"],
+            kind=form.cleaned_data["kind"] or Kind.PREFERENCE,
+            options=form.options(),
         )
     except (ProductError, ValidationError) as error:
         return refused(request, "training/snapshots.html", context, error)
@@ -117,6 +133,21 @@ def _ledger(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _options(snapshot: Snapshot) -> list[str]:
+    """Return what was chosen, as words; the defaults go without saying."""
+    options = Options.read(snapshot.options)
+    said = [
+        "with feedback on answers in use" if options.feedback else "",
+        "" if options.pairs == Pairs.ALL else str(options.pairs.label),
+        "" if options.votes == Votes.INDIVIDUAL else str(options.votes.label),
+        f"at least {options.min_agreement:.0%} agreement" if options.min_agreement else "",
+        *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
+    ]
+    if snapshot.kind == Kind.SFT:
+        said += [str(one.label) for one in options.imitate]
+    return [one for one in said if one]
+
+
 def _preview(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return the first row of each of the first prompts, as they stand in the training part."""
     try:
@@ -140,7 +171,10 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "campaigns": snapshot.campaigns.all(),
         "ledger": _ledger(snapshot.manifest),
         "files": snapshot.manifest.get("files", {}),
-        "formats": FORMATS.values() if ready else [],
+        "formats": [one for one in FORMATS.values() if ready and one.fits(snapshot)],
+        "rows_are": WHAT_ROWS_ARE[Kind(snapshot.kind)],
+        "options": _options(snapshot),
+        "agreement": snapshot.manifest.get("agreement", {}),
         "preview": _preview(snapshot) if ready else [],
         "runs": snapshot.runs.select_related("version", "start_version"),
     }

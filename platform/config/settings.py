@@ -187,6 +187,7 @@ SPECTACULAR_SETTINGS = {
         "WebhookEvent": "accounts.models.Event",
         "CampaignKind": "feedback.models.Campaign.Kind",
         "Wanted": "feedback.extras.Wanted",
+        "SnapshotKind": "training.options.Kind",
         "MoveKind": "inference.models.AliasMove.Kind",
         "RetractionKind": "training.models.Retraction.Kind",
     },

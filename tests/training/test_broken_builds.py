@@ -30,9 +30,9 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
 django.setup()
 from django.conf import settings
 from pathlib import Path
-from training import snapshots
+from training import parts, snapshots
 settings.ARTIFACTS_DIR = Path(sys.argv[2])
-snapshots.ROWS_PER_GROUP = 1
+parts.ROWS_PER_GROUP = 1
 snapshots.build_snapshot(snapshot_id=int(sys.argv[1]))
 """
 

@@ -20,8 +20,9 @@ from accounts.errors import ProductError
 from accounts.models import Project, User
 from feedback.models import Campaign, Item, Judgement, Prompt, Response, Slot, text_digest
 from tests.training.test_snapshots import rows
-from training.ledger import Exclusion, Ledger, exclusion_of, margin_of, pairs_of
+from training.ledger import Exclusion, Ledger
 from training.models import Snapshot
+from training.rows import Composed, Row, margin_of
 from training.snapshots import build_snapshot, heldout_prompts
 
 ANNOTATORS = 3
@@ -127,13 +128,16 @@ def expected(
     exported = 0
     for question, texts, said in history:
         for judge, verdict in said.items():
-            found = [
-                (question, texts[better], texts[worse], float(verdict.strength or 1), judge)
-                for ranked in [verdict.groups or ()]
-                for first, second in itertools.combinations(ranked, 2)
+            said_so = {
+                (texts[better], texts[worse])
+                for first, second in itertools.combinations(verdict.groups or (), 2)
                 for better in first
                 for worse in second
-                if texts[better] != texts[worse]
+            }
+            found = [
+                (question, better, worse, float(verdict.strength or 1), judge)
+                for better, worse in said_so
+                if (worse, better) not in said_so  # neither the same text, nor both ways
             ]
             if verdict.retracted:
                 excluded["retracted"] += 1
@@ -158,8 +162,8 @@ def digest_by_hand(snapshot: Snapshot) -> str:
     whole = ""
     for part in ("train", "heldout"):
         lines = "".join(
-            f"{row['prompt_id']}\t{row['judgement_id']}\t{row['margin']}\t{row['weight']}\t"
-            f"{row['chosen_id']}\t{row['rejected_id']}\n"
+            f"{row['prompt_id']}\t{','.join(row['judgement_ids'])}\t{row['margin']}"
+            f"\t{row['weight']}\t{row['probability']}\t{row['chosen_id']}\t{row['rejected_id']}\n"
             for row in pq.read_table(snapshot.folder / f"{part}.parquet").to_pylist()
         )
         whole += f"{part}\t{hashlib.sha256(lines.encode()).hexdigest()}\n"
@@ -263,7 +267,7 @@ def test_row_groups_end_anywhere_and_change_nothing_said(
     found = []
     for limit in (10_000, 4, 1):
         settings.ARTIFACTS_DIR = tmp_path / f"store-{limit}"
-        monkeypatch.setattr("training.snapshots.ROWS_PER_GROUP", limit)
+        monkeypatch.setattr("training.parts.ROWS_PER_GROUP", limit)
         snapshot = Snapshot.objects.create(project=project)
         snapshot.campaigns.set([campaign])
         built = build_snapshot(snapshot_id=snapshot.pk)
@@ -271,39 +275,19 @@ def test_row_groups_end_anywhere_and_change_nothing_said(
     assert found[0] == found[1] == found[2]
 
 
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.integers(1, 9), st.none()),
-            st.tuples(st.just(0), st.sampled_from(list(Exclusion))),
-        )
-    )
-)
-def test_the_ledger_balances_whatever_is_entered(
-    entries: list[tuple[int, Exclusion | None]],
-) -> None:
+def test_a_judgement_that_is_lost_fails_the_build() -> None:
+    composed = Composed(rows=[Row(("one",), "a", "b")], reasons={"two": Exclusion.TIE})
     ledger = Ledger()
-    for pairs, exclusion in entries:
-        ledger.enter(pairs, exclusion)
-    ledger.check()
-    written = ledger.as_dict()
-    assert written["judgements"] == len(entries)
-    assert written["exported"] + sum(written["excluded"].values()) == len(entries)
-    assert written["pairs"] == sum(pairs for pairs, _ in entries)
-
-
-def test_one_reason_is_named_and_the_gravest_first() -> None:
-    bad = [[1], [2]]
-    assert exclusion_of(retracted=True, ranking=None, both_bad=True) == Exclusion.RETRACTED
-    assert exclusion_of(retracted=False, ranking=None, both_bad=False) == Exclusion.THUMB
-    assert exclusion_of(retracted=False, ranking=bad, both_bad=True) == Exclusion.BOTH_BAD
-    assert exclusion_of(retracted=False, ranking=[[1, 2]], both_bad=False) == Exclusion.TIE
-    assert exclusion_of(retracted=False, ranking=bad, both_bad=False) is None
-
-
-def test_pairs_stand_in_the_order_of_the_texts_digests() -> None:
-    assert pairs_of([[3], [1, 2]], {1: "c", 2: "b", 3: "a"}) == [(3, 2), (3, 1)]
-    assert pairs_of([[1], [2]], {1: "same", 2: "same"}) == []
+    ledger.account(["one", "two"], composed)
+    ledger.check(2)
+    with pytest.raises(AssertionError, match="does not balance"):
+        ledger.check(3)
+    for said in (["one"], ["one", "two", "three"]):
+        with pytest.raises(AssertionError, match="gave rows"):
+            Ledger().account(said, composed)
+    composed.reasons["one"] = Exclusion.TIE
+    with pytest.raises(AssertionError, match="gave rows"):
+        Ledger().account(["one", "two"], composed)
 
 
 def test_strength_becomes_margin() -> None:

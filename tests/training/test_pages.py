@@ -201,7 +201,7 @@ def test_it_shows_that_the_ledger_balances(
     judge_all(campaign, second_annotator, all_tied)
     snapshot = take_snapshot(project, campaign)
     page = login(lead).get(url("snapshot", project, snapshot.pk)).content.decode()
-    assert "Became 18 pairs" in page
+    assert "Became 18 rows" in page
     assert "Left out: a tie of all responses" in page
     assert "balances: nothing lost, nothing counted twice" in page
     assert snapshot.digest in page

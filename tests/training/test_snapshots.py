@@ -162,7 +162,7 @@ def test_a_ledger_that_does_not_balance_fails_the_build() -> None:
     ledger = Ledger(judgements=3, exported=1)
     ledger.excluded["tie"] = 1
     with pytest.raises(AssertionError, match="does not balance"):
-        ledger.check()
+        ledger.check(3)
 
 
 def test_a_build_that_breaks_leaves_nothing_finished(

@@ -1,0 +1,127 @@
+"""What a snapshot takes in and how: chosen when it is made, written into its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from django.db.models import TextChoices
+
+from accounts.errors import ProductError
+
+
+class Kind(TextChoices):
+    """What the rows are."""
+
+    PREFERENCE = "preference", "preference: a chosen and a rejected answer"
+    UNPAIRED = "unpaired", "unpaired: single answers, good or bad"
+    SFT = "sft", "SFT: answers to imitate"
+
+
+class Pairs(TextChoices):
+    """Which pairs of a ranking are taken; all of them are the whole ranking."""
+
+    ALL = "all", "all pairs of a ranking"
+    ADJACENT = "adjacent", "neighbours in a ranking alone"
+
+
+class Votes(TextChoices):
+    """What becomes of several annotators' words on the same answers."""
+
+    INDIVIDUAL = "individual", "each judgement is a row of its own"
+    MAJORITY = "majority", "the majority of the votes"
+    WEIGHTED = "weighted", "votes weighted by competence, as soft labels"
+
+
+class Imitate(TextChoices):
+    """Which answers are worth imitating."""
+
+    CORRECTIONS = "corrections", "corrections"
+    THUMBS = "thumbs", "answers with a thumb up"
+    BEST = "best", "the best of each ranking"
+
+
+# The methods that learn from rows of a kind.
+METHODS_FOR = {
+    Kind.PREFERENCE: ("dpo", "orpo", "simpo", "kto", "sft", "reward"),
+    Kind.UNPAIRED: ("kto", "sft"),
+    Kind.SFT: ("sft",),
+}
+WHAT_ROWS_ARE = {
+    Kind.PREFERENCE: "pairs of a chosen and a rejected answer",
+    Kind.UNPAIRED: "single answers called good or bad",
+    Kind.SFT: "answers to imitate",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A snapshot's options; the defaults take every pair of every judgement as it is."""
+
+    pairs: Pairs = Pairs.ALL
+    votes: Votes = Votes.INDIVIDUAL
+    # The least share of the votes on two answers that the winner must have; 0 asks for nothing.
+    min_agreement: float = 0.0
+    # Weights of the attributes whose sum orders rated answers; the least difference that counts.
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    gap: float = 1.0
+    imitate: tuple[Imitate, ...] = (Imitate.CORRECTIONS, Imitate.THUMBS)
+    # Thumbs and corrections that answers in use were given, besides the campaigns.
+    feedback: bool = False
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Options:
+        """Return checked options from JSON values; ProductError says what is wrong."""
+        names = {one.name for one in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ProductError(
+                f"A snapshot has no option {', '.join(unknown)}. "
+                f"There are {', '.join(sorted(names))}."
+            )
+        given: dict[str, Any] = dict(values)
+        try:
+            for name, choices in (("pairs", Pairs), ("votes", Votes)):
+                if name in given:
+                    given[name] = choices(given[name])
+            if "imitate" in given:
+                given["imitate"] = tuple(sorted({Imitate(one) for one in given["imitate"]}))
+            if "attributes" in given:
+                given["attributes"] = {
+                    str(name): float(weight) for name, weight in given["attributes"].items()
+                }
+            for name in ("min_agreement", "gap"):
+                if name in given:
+                    given[name] = float(given[name])
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ProductError(f"An option of the snapshot makes no sense: {error}.") from None
+        options = cls(**given)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        if not 0 <= self.min_agreement <= 1:
+            raise ProductError("The least agreement is a share from 0 to 1.")
+        if self.gap < 0:
+            raise ProductError("The least gap between two ratings is 0 or more.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values that ``read`` takes."""
+        return {
+            **asdict(self),
+            "pairs": str(self.pairs),
+            "votes": str(self.votes),
+            "imitate": [str(one) for one in self.imitate],
+            "attributes": dict(self.attributes),
+        }
+
+
+def refuse_method(kind: str, method: str) -> None:
+    """Raise ProductError unless the method learns from a snapshot of this kind."""
+    kind = Kind(kind)
+    if method not in METHODS_FOR[kind]:
+        raise ProductError(
+            f"{method.upper()} cannot learn from this snapshot, whose rows are "
+            f"{WHAT_ROWS_ARE[kind]}. Choose {' or '.join(m.upper() for m in METHODS_FOR[kind])}, "
+            "or take a snapshot of another kind."
+        )

@@ -1,0 +1,434 @@
+"""What was said of one prompt's answers, as rows to learn from. Pure functions, no database.
+
+Answers are named by the digests of their texts, so that the same words are the same answer wherever
+they come from. Everything said of a prompt is composed at once: votes meet votes on the same two
+answers, a thumb up meets a thumb down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+from training.ledger import GRAVITY, Exclusion
+from training.options import Imitate, Kind, Options, Pairs, Votes
+
+# Competences are rounded and bounded: nobody is beyond doubt, and the last bits of a floating-point
+# sum, which differ between machines, decide nothing.
+LEAST_COMPETENCE, MOST_COMPETENCE = 0.05, 0.95
+# What is known of somebody whom nobody overlapped with.
+UNKNOWN_COMPETENCE = 0.75
+
+
+class Row(NamedTuple):
+    """One row; rows sort by judgement, chosen and rejected answer. "" stands for no answer."""
+
+    judgements: tuple[str, ...]
+    chosen: str
+    rejected: str
+    margin: float = 1.0
+    weight: float = 1.0
+    probability: float = 1.0
+
+
+@dataclass(slots=True)
+class Said:
+    """One judgement, or one feedback on an answer in use; answers are named by digest."""
+
+    id: str
+    annotator: str = ""
+    exclusion: Exclusion | None = None  # known before the content is looked at
+    # Groups of answers from best to worst.
+    ranking: Sequence[Sequence[str]] | None = None
+    both_bad: bool = False
+    margin: float = 1.0
+    thumb: int | None = None
+    # The answer that the thumb or the correction is about.
+    answer: str = ""
+    correction: str = ""
+    # Scores by answer and attribute.
+    ratings: Mapping[str, Mapping[str, float]] | None = None
+
+
+@dataclass(slots=True)
+class Vote:
+    """One voice for one of two answers."""
+
+    id: str
+    annotator: str
+    chosen: str
+    rejected: str
+    margin: float
+
+
+@dataclass(slots=True)
+class Flips:
+    """How often two annotators said the opposite of the same two answers."""
+
+    compared: int = 0
+    opposed: int = 0
+
+    def add(self, ayes: int, noes: int) -> None:
+        together = ayes + noes
+        self.compared += together * (together - 1) // 2
+        self.opposed += ayes * noes
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Return the counts and the label smoothing that they suggest.
+
+        Where each label is flipped with chance e, independently, two of them differ with chance
+        d = 2 e (1 - e), so e = (1 - sqrt(1 - 2 d)) / 2, at most a half.
+        """
+        share = self.opposed / self.compared if self.compared else None
+        smoothing = None if share is None else (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2
+        return {
+            "compared": self.compared,
+            "opposed": self.opposed,
+            "label_smoothing": None if smoothing is None else round(smoothing, 4),
+        }
+
+
+@dataclass(slots=True)
+class Composed:
+    """One prompt's rows, and why the judgements without one have none."""
+
+    rows: list[Row] = field(default_factory=list)
+    reasons: dict[str, Exclusion] = field(default_factory=dict)
+
+    def left_out(self, judgement: str, reason: Exclusion) -> None:
+        """Name a reason; the gravest one stays."""
+        before = self.reasons.get(judgement)
+        if before is None or GRAVITY[reason] < GRAVITY[before]:
+            self.reasons[judgement] = reason
+
+    def finish(self) -> Composed:
+        """Order the rows, and forget the reasons of whoever has a row after all."""
+        self.rows.sort()
+        for row in self.rows:
+            for judgement in row.judgements:
+                self.reasons.pop(judgement, None)
+        return self
+
+
+class Composer:
+    """Turns what was said of a prompt into rows of one kind.
+
+    ``competence`` is each annotator's chance to be right, for weighted votes.
+    """
+
+    def __init__(
+        self, kind: Kind, options: Options, competence: Mapping[str, float] | None = None
+    ) -> None:
+        self.kind = kind
+        self.options = options
+        self.competence = competence or {}
+        self.flips = Flips()
+
+    def compose(self, said: Iterable[Said]) -> Composed:
+        """Return the rows of one prompt in canonical order."""
+        composed = Composed()
+        sound: list[Said] = []
+        for one in said:
+            if one.exclusion is None:
+                sound.append(one)
+            else:
+                composed.left_out(one.id, one.exclusion)
+        if self.kind == Kind.PREFERENCE:
+            self._preferences(sound, composed)
+        elif self.kind == Kind.UNPAIRED:
+            self._unpaired(sound, composed)
+        else:
+            self._imitated(sound, composed)
+        return composed.finish()
+
+    # Pairs
+
+    def _preferences(self, said: list[Said], composed: Composed) -> None:
+        if self.options.votes == Votes.INDIVIDUAL and not self.options.min_agreement:
+            self._all_pairs(said, composed)
+        else:
+            self._voted_pairs(said, composed)
+        thumbs = [one for one in said if one.thumb is not None and not one.correction]
+        if thumbs:
+            _pair_thumbs(thumbs, composed)
+
+    def _all_pairs(self, said: list[Said], composed: Composed) -> None:
+        """Take every pair of every judgement: the common case, which must be quick."""
+        tally: dict[tuple[str, str], int] = {}
+        for one in said:
+            found = self._statements(one)
+            names, margin = (one.id,), one.margin
+            for pair in found:
+                composed.rows.append(Row(names, pair[0], pair[1], margin))
+                tally[pair] = tally.get(pair, 0) + 1
+            if not found and (one.thumb is None or one.correction):
+                composed.left_out(one.id, why_no_pair(one, self.options))
+        if len(said) > 1:
+            for (chosen, rejected), ayes in tally.items():
+                noes = tally.get((rejected, chosen), 0)
+                if (noes or ayes > 1) and (not noes or chosen < rejected):
+                    self.flips.add(ayes, noes)
+
+    def _voted_pairs(self, said: list[Said], composed: Composed) -> None:
+        votes: dict[tuple[str, str], list[Vote]] = {}
+        for one in said:
+            found = self._statements(one)
+            for chosen, rejected in found:
+                key = (chosen, rejected) if chosen < rejected else (rejected, chosen)
+                vote = Vote(one.id, one.annotator, chosen, rejected, one.margin)
+                votes.setdefault(key, []).append(vote)
+            if not found and (one.thumb is None or one.correction):
+                composed.left_out(one.id, why_no_pair(one, self.options))
+        for cast in votes.values():
+            self._decide(cast, composed)
+
+    def _statements(self, one: Said) -> list[tuple[str, str]]:
+        """Return the (chosen, rejected) answers that a judgement names, each once."""
+        found: list[tuple[str, str]] = []
+        if one.ratings is not None and self.options.attributes:
+            # Whoever asks for attributes wants their order where there is one.
+            found = rated_pairs(one.ratings, self.options.attributes, gap=self.options.gap)
+        elif one.ranking is not None and not one.both_bad:
+            found = pairs_of(one.ranking, adjacent=self.options.pairs == Pairs.ADJACENT)
+        if one.correction and one.answer and one.correction != one.answer:
+            found.append((one.correction, one.answer))
+        return found if len(found) < 2 else list(dict.fromkeys(found))
+
+    def _decide(self, cast: list[Vote], composed: Composed) -> None:
+        """Turn the votes on two answers into rows by the rule that was chosen."""
+        first = cast[0]
+        ayes = [vote for vote in cast if vote.chosen == first.chosen]
+        if len(cast) > 1:
+            self.flips.add(len(ayes), len(cast) - len(ayes))
+        noes = (
+            [vote for vote in cast if vote.chosen != first.chosen] if len(ayes) < len(cast) else []
+        )
+        options = self.options
+        if options.votes == Votes.INDIVIDUAL:
+            for side in (ayes, noes):
+                low = len(side) < options.min_agreement * len(cast)
+                for vote in side:
+                    if low:
+                        composed.left_out(vote.id, Exclusion.BELOW_AGREEMENT)
+                    else:
+                        composed.rows.append(
+                            Row((vote.id,), vote.chosen, vote.rejected, vote.margin)
+                        )
+            return
+        if options.votes == Votes.WEIGHTED:
+            odds = math.fsum(self._log_odds(vote.annotator) for vote in ayes) - math.fsum(
+                self._log_odds(vote.annotator) for vote in noes
+            )
+            share = round(1 / (1 + math.exp(-odds)), 4)
+        else:
+            share = len(ayes) / len(cast)
+        if share == 0.5:
+            for vote in cast:
+                composed.left_out(vote.id, Exclusion.NO_MAJORITY)
+            return
+        winners, losers = (ayes, noes) if share > 0.5 else (noes, ayes)
+        agreement = round(max(share, 1 - share), 4)
+        if agreement < options.min_agreement:
+            for vote in cast:
+                composed.left_out(vote.id, Exclusion.BELOW_AGREEMENT)
+            return
+        soft = options.votes == Votes.WEIGHTED
+        for vote in losers if not soft else ():
+            composed.left_out(vote.id, Exclusion.OUTVOTED)
+        # Even a weighted verdict can go against every voice: two below chance say the opposite.
+        margins = [vote.margin for vote in winners] or [1.0]
+        chosen, rejected = first.chosen, first.rejected
+        if share < 0.5:
+            chosen, rejected = rejected, chosen
+        composed.rows.append(
+            Row(
+                tuple(sorted({vote.id for vote in (cast if soft else winners)})),
+                chosen,
+                rejected,
+                round(sum(margins) / len(margins), 4),
+                1.0,
+                agreement if soft else 1.0,
+            )
+        )
+
+    def _log_odds(self, annotator: str) -> float:
+        right = round(self.competence.get(annotator, UNKNOWN_COMPETENCE), 2)
+        right = min(MOST_COMPETENCE, max(LEAST_COMPETENCE, right))
+        return math.log(right / (1 - right))
+
+    # Single answers
+
+    def _unpaired(self, said: list[Said], composed: Composed) -> None:
+        good: dict[str, list[str]] = {}
+        bad: dict[str, list[str]] = {}
+        for one in said:
+            if one.correction:
+                good.setdefault(one.correction, []).append(one.id)
+                if one.answer and one.answer != one.correction:
+                    # Good, though it could be better, or not good.
+                    side = good if (one.thumb or 0) > 0 else bad
+                    side.setdefault(one.answer, []).append(one.id)
+            elif one.thumb is not None:
+                (good if one.thumb > 0 else bad).setdefault(one.answer, []).append(one.id)
+            else:
+                composed.left_out(one.id, why_not_single(one))
+        for answer in good.keys() | bad.keys():
+            ups, downs = good.get(answer, []), bad.get(answer, [])
+            if ups and downs:
+                self.flips.add(len(ups), len(downs))
+            elif len(ups) + len(downs) > 1:
+                self.flips.add(len(ups) + len(downs), 0)
+            self._call(answer, ups, downs, composed)
+
+    def _call(self, answer: str, ups: list[str], downs: list[str], composed: Composed) -> None:
+        """Turn the votes on one answer into rows that call it good or bad."""
+        votes = len(ups) + len(downs)
+        if self.options.votes == Votes.INDIVIDUAL:
+            for side in (ups, downs):
+                low = len(side) < self.options.min_agreement * votes
+                for judgement in side:
+                    if low:
+                        composed.left_out(judgement, Exclusion.BELOW_AGREEMENT)
+                    else:
+                        composed.rows.append(
+                            Row((judgement,), answer, "") if side is ups
+                            else Row((judgement,), "", answer)
+                        )  # fmt: skip
+            return
+        winners, losers = (ups, downs) if len(ups) > len(downs) else (downs, ups)
+        share = len(winners) / votes
+        for judgement in losers if share > 0.5 else ups + downs:
+            reason = Exclusion.OUTVOTED if share > 0.5 else Exclusion.NO_MAJORITY
+            composed.left_out(judgement, reason)
+        if share == 0.5:
+            return
+        if share < self.options.min_agreement:
+            for judgement in winners:
+                composed.left_out(judgement, Exclusion.BELOW_AGREEMENT)
+            return
+        # A label that half of the votes contradict weighs nothing, an undisputed one 1.
+        weight = round(2 * share - 1, 4) if self.options.votes == Votes.WEIGHTED else 1.0
+        names = tuple(sorted(set(winners)))
+        sides = (answer, "") if winners is ups else ("", answer)
+        composed.rows.append(Row(names, *sides, weight=weight))
+
+    def _imitated(self, said: list[Said], composed: Composed) -> None:
+        wanted = self.options.imitate
+        for one in said:
+            found: list[str] = []
+            if one.correction:
+                if Imitate.CORRECTIONS in wanted:
+                    found.append(one.correction)
+            elif (one.thumb or 0) > 0 and Imitate.THUMBS in wanted:
+                found.append(one.answer)
+            ranked = one.ranking is not None and len(one.ranking) > 1 and not one.both_bad
+            if ranked and one.ranking and Imitate.BEST in wanted:
+                found.extend(one.ranking[0])
+            if found:
+                composed.rows.extend(Row((one.id,), answer, "") for answer in dict.fromkeys(found))
+            else:
+                composed.left_out(one.id, why_not_imitated(one))
+
+
+def pairs_of(ranking: Sequence[Sequence[str]], *, adjacent: bool = False) -> list[tuple[str, str]]:
+    """Return the (chosen, rejected) answers of a ranking, each pair once.
+
+    Every answer of a better group beats every one of a worse group, or of the next group alone. The
+    same text in two groups says nothing of itself, and two texts that beat each other are no pair.
+    """
+    groups = pairwise(ranking) if adjacent else combinations(ranking, 2)
+    found = [
+        (chosen, rejected) for better, worse in groups for chosen in better for rejected in worse
+    ]
+    answers = [answer for group in ranking for answer in group]
+    if len(set(answers)) == len(answers):
+        return found
+    said = dict.fromkeys(found)
+    return [(one, other) for one, other in said if one != other and (other, one) not in said]
+
+
+def rated_pairs(
+    ratings: Mapping[str, Mapping[str, float]], weights: Mapping[str, float], *, gap: float
+) -> list[tuple[str, str]]:
+    """Return the pairs whose weighted sums of scores differ by at least ``gap`` and above 0.
+
+    An answer that lacks one of the attributes is in no pair.
+    """
+    sums = {
+        answer: math.fsum(weight * scores[name] for name, weight in weights.items())
+        for answer, scores in ratings.items()
+        if all(scores.get(name) is not None for name in weights)
+    }
+    found = []
+    for one, other in combinations(sorted(sums), 2):
+        lead = sums[one] - sums[other]
+        if lead != 0 and abs(lead) >= gap:
+            found.append((one, other) if lead > 0 else (other, one))
+    return found
+
+
+def _pair_thumbs(said: list[Said], composed: Composed) -> None:
+    """Pair a prompt's answers with thumbs up with those with thumbs down, each at least once.
+
+    As many pairs as there are answers on the larger side, not their product: what is often asked in
+    use has thousands. An answer on which thumbs are even, or which most contradict, is outvoted.
+    """
+    balance: dict[str, int] = {}
+    for one in said:
+        balance[one.answer] = balance.get(one.answer, 0) + (one.thumb or 0)
+    voices: dict[str, list[str]] = {}
+    for one in said:
+        if balance[one.answer] * (one.thumb or 0) > 0:
+            voices.setdefault(one.answer, []).append(one.id)
+        else:
+            composed.left_out(one.id, Exclusion.OUTVOTED)
+    ups = sorted(answer for answer in voices if balance[answer] > 0)
+    downs = sorted(answer for answer in voices if balance[answer] < 0)
+    if not ups or not downs:
+        for names in voices.values():
+            for judgement in names:
+                composed.left_out(judgement, Exclusion.THUMB)
+        return
+    for number in range(max(len(ups), len(downs))):
+        chosen, rejected = ups[number % len(ups)], downs[number % len(downs)]
+        both = tuple(sorted({*voices[chosen], *voices[rejected]}))
+        composed.rows.append(Row(both, chosen, rejected))
+
+
+def why_no_pair(one: Said, options: Options) -> Exclusion:
+    """Return why a judgement without a pair has none."""
+    if one.ratings is not None and options.attributes:
+        return Exclusion.TIE
+    if one.both_bad:
+        return Exclusion.BOTH_BAD
+    if one.ranking is not None:
+        return Exclusion.TIE if len(one.ranking) < 2 else Exclusion.EQUAL_TEXTS
+    if one.correction:
+        return Exclusion.EQUAL_TEXTS
+    return Exclusion.RATING if one.ratings is not None else Exclusion.NO_VERDICT
+
+
+def why_not_single(one: Said) -> Exclusion:
+    """Return why a judgement calls no single answer good or bad."""
+    if one.ranking is not None:
+        return Exclusion.BOTH_BAD if one.both_bad else Exclusion.RANKING
+    return Exclusion.RATING if one.ratings is not None else Exclusion.NO_VERDICT
+
+
+def why_not_imitated(one: Said) -> Exclusion:
+    """Return why a judgement names no answer to imitate."""
+    if one.thumb is not None and not one.correction:
+        return Exclusion.THUMB if one.thumb > 0 else Exclusion.THUMB_DOWN
+    if one.correction:
+        return Exclusion.CORRECTION
+    if one.ranking is not None and len(one.ranking) < 2 and not one.both_bad:
+        return Exclusion.TIE
+    return why_not_single(one)
+
+
+def margin_of(strength: int | None) -> float:
+    """Return how much better the chosen one is: the strength that was given, or 1."""
+    return float(strength or 1)

@@ -1,0 +1,236 @@
+"""Read what was said, prompt after prompt, from cursors that keep memory flat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
+from operator import attrgetter
+
+from django.db import connection
+from django.db.models import Exists, OuterRef
+
+from accounts.models import User
+from feedback import quality
+from feedback.models import Campaign, ItemRole, Judgement, Skip, text_digest
+from training.ledger import Exclusion
+from training.options import Options
+from training.rows import Said, margin_of
+
+Message = dict[str, str]
+RECORDS_PER_FETCH = 500
+# What is judged to measure annotators teaches no model.
+ROLES = {
+    ItemRole.GOLD: Exclusion.GOLD,
+    ItemRole.REPEAT: Exclusion.REPEAT,
+    ItemRole.CALIBRATION: Exclusion.CALIBRATION,
+}
+
+# The narrow rows are sorted first; prompts and texts are looked up in that order (OFFSET 0 keeps
+# the planner from sorting the texts, too). The count is of the same moment as the rows.
+_JUDGEMENTS = """
+SELECT judged.digest, judged.client_id::text, judged.annotator_id, judged.ranking::text,
+       judged.strength, judged.both_bad, judged.thumb, judged.retracted, judged.role,
+       nullif(judged.ratings, '{}')::text, judged.correction, judged.corrected_id,
+       prompt.messages::text,
+       response.ids, response.texts,
+       (SELECT count(*) FROM feedback_judgement WHERE campaign_id = ANY(%(campaigns)s)) AS total
+  FROM (SELECT prompt.digest, judgement.client_id, judgement.annotator_id, judgement.ranking,
+               judgement.strength, judgement.both_bad, judgement.thumb,
+               judgement.retracted_at IS NOT NULL AS retracted, judgement.ratings,
+               judgement.correction, judgement.corrected_id, item.role,
+               judgement.item_id, prompt.id AS prompt_id
+          FROM feedback_judgement AS judgement
+          JOIN feedback_item AS item ON item.id = judgement.item_id
+          JOIN feedback_prompt AS prompt ON prompt.id = item.prompt_id
+         WHERE judgement.campaign_id = ANY(%(campaigns)s)
+         ORDER BY prompt.digest COLLATE "C", judgement.client_id
+        OFFSET 0) AS judged
+ CROSS JOIN LATERAL (SELECT messages FROM feedback_prompt
+                      WHERE feedback_prompt.id = judged.prompt_id OFFSET 0) AS prompt
+ CROSS JOIN LATERAL (SELECT array_agg(id) AS ids, array_agg(text) AS texts
+                       FROM feedback_response WHERE item_id = judged.item_id) AS response
+"""
+
+# Completions carry no digest of their messages, so it is worked out on the way through a table that
+# lasts as long as the build.
+_FEEDBACK_MESSAGES = """
+SELECT feedback.id, completion.messages::text
+  FROM feedback_completionfeedback AS feedback
+  JOIN inference_completion AS completion ON completion.id = feedback.completion_id
+ WHERE completion.project_id = %(project)s
+"""
+_FEEDBACK = """
+SELECT said.digest, feedback.completion_id || '/' || feedback.client_id, feedback.user_id,
+       feedback.thumb, feedback.correction, completion.messages::text, completion.text
+  FROM said_in_use AS said
+  JOIN feedback_completionfeedback AS feedback ON feedback.id = said.feedback_id
+  JOIN inference_completion AS completion ON completion.id = feedback.completion_id
+ ORDER BY said.digest COLLATE "C",
+          (feedback.completion_id || '/' || feedback.client_id) COLLATE "C"
+"""
+
+
+@dataclass(slots=True)
+class Record:
+    """One thing said, with what it is about."""
+
+    digest: str
+    messages: list[Message]
+    said: Said
+    # The texts of its answers by digest.
+    texts: dict[str, str]
+
+
+@dataclass(slots=True)
+class Group:
+    """Everything said of one prompt, in the order of the ids."""
+
+    prompt_id: str
+    messages: list[Message]
+    said: list[Said] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+class Scope:
+    """What a snapshot takes in: campaigns, and feedback on answers in use if it is asked for.
+
+    Read it inside a transaction: the cursors then need no copy of the whole result. ``total`` is
+    how many there are by the database's own count, once everything has been read.
+    """
+
+    def __init__(self, *, project: int, campaigns: Sequence[int], options: Options) -> None:
+        self.project = project
+        self.campaigns = list(campaigns)
+        self.options = options
+        self.total = 0
+
+    def skipped(self) -> int:
+        """Return how often an item was skipped, and count it.
+
+        A judgement that was taken back may leave a skip, so that the item does not come again.
+        """
+        judged = Judgement.objects.filter(item=OuterRef("item"), annotator=OuterRef("annotator"))
+        skips = Skip.objects.filter(~Exists(judged), item__campaign__in=self.campaigns)
+        count = skips.count()
+        self.total += count
+        return count
+
+    def groups(self) -> Iterator[Group]:
+        """Yield what was said, a prompt at a time, in the order of their digests."""
+        records = self._judged()
+        if self.options.feedback:
+            records = merge(records, self._in_use(), key=lambda one: (one.digest, one.said.id))
+        for digest, some in groupby(records, key=attrgetter("digest")):
+            group: Group | None = None
+            for record in some:
+                if group is None:
+                    group = Group(digest, record.messages)
+                group.said.append(record.said)
+                if record.texts is not group.texts:
+                    group.texts = group.texts | record.texts if group.texts else record.texts
+            assert group is not None
+            yield group
+
+    def _judged(self) -> Iterator[Record]:
+        last_digest, last_ids = "", None
+        prompt: list[Message] = []
+        texts: dict[str, str] = {}
+        digests: dict[int, str] = {}
+        total = 0
+        with connection.chunked_cursor() as cursor:
+            cursor.execute(_JUDGEMENTS, {"campaigns": self.campaigns})
+            while rows := cursor.fetchmany(RECORDS_PER_FETCH):
+                total = rows[0][-1]
+                for (
+                    digest, client_id, annotator, ranked, strength, bad, thumb, retracted, role,
+                    rated, correction, corrected, messages, ids, answers, _,
+                ) in rows:  # fmt: skip
+                    if digest != last_digest:
+                        prompt = json.loads(messages)
+                        # An erased prompt has no messages left; all said of it is taken back.
+                        if prompt and text_digest(prompt) != digest:
+                            raise AssertionError(f"Prompt {digest} does not match its digest.")
+                        last_digest = digest
+                    if ids != last_ids:
+                        last_ids = ids
+                        digests = {
+                            one: text_digest(text) for one, text in zip(ids, answers, strict=True)
+                        }
+                        texts = dict(zip(digests.values(), answers, strict=True))
+                    ranking = None
+                    if ranked is not None:
+                        ranking = [[digests[one] for one in group] for group in json.loads(ranked)]
+                    exclusion = Exclusion.RETRACTED if retracted else ROLES.get(role)
+                    if thumb is not None and len(ids) != 1:
+                        exclusion = exclusion or Exclusion.THUMB  # of which answer, nobody knows
+                    said = Said(
+                        client_id,
+                        str(annotator),
+                        exclusion,
+                        ranking,
+                        bad,
+                        margin_of(strength),
+                        thumb,
+                        digests[ids[0]] if len(ids) == 1 else "",
+                    )
+                    if rated is not None:
+                        scores = json.loads(rated)
+                        said.ratings = {digests[int(one)]: scores[one] for one in scores}
+                    if corrected is None:
+                        yield Record(digest, prompt, said, texts)
+                    else:
+                        said.answer, said.correction = digests[corrected], text_digest(correction)
+                        yield Record(digest, prompt, said, texts | {said.correction: correction})
+        self.total += total
+
+    def _in_use(self) -> Iterator[Record]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "CREATE TEMPORARY TABLE said_in_use (feedback_id bigint, digest varchar(64))"
+                " ON COMMIT DROP"
+            )
+        with connection.chunked_cursor() as reading, connection.cursor() as writing:
+            reading.execute(_FEEDBACK_MESSAGES, {"project": self.project})
+            while rows := reading.fetchmany(RECORDS_PER_FETCH):
+                self.total += len(rows)
+                writing.executemany(
+                    "INSERT INTO said_in_use VALUES (%s, %s)",
+                    [(pk, text_digest(json.loads(messages))) for pk, messages in rows],
+                )
+        with connection.chunked_cursor() as cursor:
+            cursor.execute(_FEEDBACK)
+            while rows := cursor.fetchmany(RECORDS_PER_FETCH):
+                for digest, name, user, thumb, correction, messages, text in rows:
+                    answer = text_digest(text)
+                    texts = {answer: text}
+                    better = ""
+                    if correction.strip():
+                        better = text_digest(correction)
+                        texts[better] = correction
+                    said = Said(
+                        name, str(user or ""), thumb=thumb, answer=answer, correction=better
+                    )
+                    yield Record(digest, json.loads(messages), said, texts)
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE said_in_use")
+
+
+def competences(campaigns: Sequence[int]) -> dict[str, float]:
+    """Return each annotator's chance to be right, by id, as the campaigns' quality reports say.
+
+    Who overlapped with nobody is not in it. Two decimals: what is beyond differs between machines.
+    """
+    chances: dict[str, list[float]] = {}
+    for campaign in Campaign.objects.filter(pk__in=campaigns).order_by("pk"):
+        for row in quality.report(campaign).rows:
+            if row.competence is not None:
+                chances.setdefault(row.username, []).append(row.competence)
+    ids = dict(User.objects.filter(username__in=chances).values_list("username", "pk"))
+    return {
+        str(ids[name]): round(sum(found) / len(found), 2)
+        for name, found in sorted(chances.items())
+        if name in ids
+    }
