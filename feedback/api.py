@@ -18,7 +18,7 @@ from accounts.access import ProjectAPIView
 from accounts.errors import TooLarge
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
-from feedback import assignment, extras, importing, pauses, services
+from feedback import assignment, extras, importing, obstacles, services
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -271,7 +271,7 @@ class NextTaskView(OneCampaignView):
         campaign = self.campaign(pk)
         task = assignment.claim(campaign=campaign, annotator=self.user)
         if task is None:
-            pauses.refuse_paused(campaign=campaign, annotator=self.user)
+            obstacles.refuse(campaign=campaign, annotator=self.user)
             return Response(status=status.HTTP_204_NO_CONTENT)
         return Response(task_json(task, campaign))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import views_checks, views_import, views_quality
+from feedback import views_checks, views_code_books, views_import, views_quality
 from feedback import views_lead as views
 
 urlpatterns = [
@@ -21,6 +21,13 @@ urlpatterns = [
         "campaigns/<int:pk>/leaderboard",
         views_quality.campaign_leaderboard,
         name="campaign_leaderboard",
+    ),
+    path("campaigns/<int:pk>/code-book", views_code_books.code_book, name="code_book"),
+    path("campaigns/<int:pk>/calibrations", views_code_books.calibrations, name="calibrations"),
+    path(
+        "campaigns/<int:pk>/calibrations/<int:session>",
+        views_code_books.calibration,
+        name="calibration",
     ),
     path("campaigns/<int:pk>/checks", views_checks.campaign_checks, name="campaign_checks"),
     path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),

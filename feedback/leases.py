@@ -7,10 +7,18 @@ from django.db.models import DateTimeField, ExpressionWrapper, Func, Value
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
-# A row where this annotator may take nothing in this campaign.
+# A row where this annotator may take nothing in this campaign: they are paused, or have not
+# confirmed the newest code book.
 BARRED = """
 SELECT 1 FROM feedback_pause
  WHERE campaign_id = %(campaign)s AND annotator_id = %(me)s AND ended_at IS NULL
+UNION ALL
+SELECT 1
+  FROM (SELECT id, to_confirm FROM feedback_codebook
+         WHERE campaign_id = %(campaign)s ORDER BY number DESC LIMIT 1) AS book
+ WHERE book.to_confirm AND NOT EXISTS (
+   SELECT 1 FROM feedback_codebookconfirmation
+    WHERE code_book_id = book.id AND annotator_id = %(me)s)
 """
 
 

@@ -236,6 +236,14 @@ class Item(models.Model):
     # The known answer to a gold item, its responses named by position: {"ranking": [[1], [0]]} or
     # {"thumb": 1}. Responses in one group are not told apart.
     gold_answer = models.JSONField(null=True, blank=True)
+    calibration = models.ForeignKey(
+        "CalibrationSession",
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="items",
+        db_index=False,
+    )
     # The normal item of which this is a copy.
     repeat_of = models.ForeignKey(
         "self",
@@ -266,11 +274,21 @@ class Item(models.Model):
                 name="gold_has_its_answer",
             ),
             models.CheckConstraint(
+                condition=Q(role="calibration", calibration__isnull=False)
+                | ~Q(role="calibration") & Q(calibration__isnull=True),
+                name="a_calibration_item_has_its_session",
+            ),
+            models.CheckConstraint(
                 condition=~Q(role="repeat") | Q(repeat_of__isnull=False),
                 name="a_repeat_repeats_an_item",
             ),
         ]
         indexes = [
+            models.Index(
+                fields=["calibration"],
+                condition=Q(calibration__isnull=False),
+                name="item_of_calibration",
+            ),
             # Few rows beside a million normal ones.
             models.Index(
                 fields=["campaign", "role"], condition=~Q(role="normal"), name="item_special"
@@ -560,6 +578,79 @@ class Pause(models.Model):
 
     def __str__(self) -> str:
         return f"{self.annotator} paused in {self.campaign_id}"
+
+
+class CodeBook(models.Model):
+    """One version of what a campaign's annotators go by; never edited, only followed by another.
+
+    ``Campaign.instructions`` is the newest one's text.
+    """
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="code_books")
+    number = models.PositiveIntegerField()
+    text = models.TextField(max_length=20_000)
+    changed = models.CharField(max_length=300, blank=True)
+    # Whether annotators confirm it before their next task.
+    to_confirm = models.BooleanField(default=True)
+    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["campaign", "number"], name="code_book_number_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"code book {self.number} of {self.campaign_id}"
+
+
+class CodeBookConfirmation(models.Model):
+    """One annotator's word that they have read one version."""
+
+    code_book = models.ForeignKey(CodeBook, on_delete=models.CASCADE, related_name="confirmations")
+    annotator = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["code_book", "annotator"], name="confirmed_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.annotator} confirmed {self.code_book_id}"
+
+
+class CalibrationSession(models.Model):
+    """A set of items that everybody judges, to find out where people read things differently."""
+
+    campaign = models.ForeignKey(Campaign, on_delete=models.CASCADE, related_name="calibrations")
+    name = models.CharField(max_length=120)
+    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class CalibrationNote(models.Model):
+    """What was said in the discussion of a session, or of one of its items; kept as written."""
+
+    session = models.ForeignKey(CalibrationSession, on_delete=models.CASCADE, related_name="notes")
+    item = models.ForeignKey(Item, on_delete=models.CASCADE, null=True, blank=True)
+    text = models.TextField(max_length=5000)
+    by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [models.CheckConstraint(condition=~Q(text=""), name="a_note_says_something")]
+
+    def __str__(self) -> str:
+        return self.text[:80]
 
 
 class Decision(models.Model):

@@ -11,5 +11,6 @@ urlpatterns = [
     path("campaigns/<int:pk>/task/", views.task, name="task"),
     path("campaigns/<int:pk>/task/skip/", views.task_skip, name="task_skip"),
     path("campaigns/<int:pk>/task/undo/", views.task_undo, name="task_undo"),
+    path("campaigns/<int:pk>/task/confirm/", views.task_confirm, name="task_confirm"),
     path("campaigns/<int:pk>/task/renew/", views.task_renew, name="task_renew"),
 ]

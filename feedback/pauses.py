@@ -82,15 +82,6 @@ def standing_pause(*, campaign: Campaign, annotator: User) -> Pause | None:
     return Pause.objects.standing().filter(campaign=campaign, annotator=annotator).first()
 
 
-def refuse_paused(*, campaign: Campaign, annotator: User) -> None:
-    """Raise Conflict with a kind sentence where the annotator is paused here."""
-    if standing_pause(campaign=campaign, annotator=annotator) is not None:
-        raise Conflict(
-            "Your judging in this campaign is paused until a lead has had a look. What you judged "
-            "is stored, and your other campaigns go on."
-        )
-
-
 def forgiven(campaign: Campaign) -> set[tuple[str, int]]:
     """Return what was judged before a pause that a lead has ended, as (annotator, item)."""
     ended = Pause.objects.filter(

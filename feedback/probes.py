@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from accounts.models import User
 from accounts.statements import one_row
 from feedback.leases import BARRED, lease_end
-from feedback.models import Campaign, Item, ItemRole, Response, Slot, random_id
+from feedback.models import CalibrationSession, Campaign, Item, ItemRole, Response, Slot, random_id
 
 # A repeat is drawn from so many judgements.
 REPEAT_AMONG = 500
@@ -142,7 +142,13 @@ def plant_repeat(*, campaign: Campaign, annotator: User) -> bool:
     return True
 
 
-def copy_item(item: Item, *, role: ItemRole, gold_answer: dict[str, Any] | None = None) -> Item:
+def copy_item(
+    item: Item,
+    *,
+    role: ItemRole,
+    gold_answer: dict[str, Any] | None = None,
+    calibration: CalibrationSession | None = None,
+) -> Item:
     """Return a new item of another role with the same prompt and the same texts."""
     copy = Item.objects.create(
         campaign_id=item.campaign_id,
@@ -150,6 +156,7 @@ def copy_item(item: Item, *, role: ItemRole, gold_answer: dict[str, Any] | None 
         role=role,
         repeat_of=item,
         gold_answer=gold_answer,
+        calibration=calibration,
     )
     Response.objects.bulk_create(
         Response(item=copy, position=response.position, text=response.text, source=response.source)

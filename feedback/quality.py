@@ -233,10 +233,10 @@ def judged_in(
         .order_by("-id")
         .values_list("item_id", "annotator__username", "shown", "ranking", "thumb", "seconds")
     )
-    return [_judged_row(*row) for row in reversed(rows[:most])]
+    return [judged_row(*row) for row in reversed(rows[:most])]
 
 
-def _judged_row(
+def judged_row(
     item: int,
     username: str,
     shown: Sequence[int],
@@ -394,7 +394,7 @@ def _consistency(campaign: Campaign) -> dict[str, Share]:
     )
     verdicts = []
     for prompt, *row in reversed(rows):
-        for one in agreement.verdicts([_judged_row(*row)]):
+        for one in agreement.verdicts([judged_row(*row)]):
             pair: Any = one.unit
             first, second = (texts[response] for response in pair)
             if first == second:

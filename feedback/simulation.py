@@ -80,7 +80,8 @@ class Annotator:
 
     def work(self, on_judged: Callable[[], None] = lambda: None) -> int:
         """Judge until nothing is left, or ``most`` are done; return how many were judged."""
-        task = self._post(f"/api/campaigns/{self.campaign}/next")
+        next_path = f"/api/campaigns/{self.campaign}/next"
+        task = self._post(next_path)
         while task is not None:
             last = self.most is not None and len(self.acknowledged) + 1 >= self.most
             body = {
@@ -96,7 +97,7 @@ class Annotator:
             self.task_milliseconds.append((time.monotonic() - started) * 1000)
             self.acknowledged.append(stored["client_id"])
             on_judged()
-            task = stored["next"]
+            task = stored["next"] or (None if last else self._post(next_path))
         return len(self.acknowledged)
 
     def answer(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +141,13 @@ class Annotator:
             time.sleep(0.5)
         if response.status_code == 204:
             return None
+        if response.status_code == 409:
+            extra = response.json().get("extra", {})
+            if extra.get("paused"):
+                return None
+            if book := extra.get("code_book"):
+                self._post(f"/api/code-books/{book}/confirm")
+                return self._post(path, body)
         if response.is_error:
             raise RuntimeError(f"{path}: {response.status_code} {response.text[:300]}")
         found: dict[str, Any] = response.json()

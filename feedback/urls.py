@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import api, api_checks, views_quality
+from feedback import api, api_checks, api_code_books, views_quality
 
 urlpatterns = [
     path("api/prompts/", api.PromptsView.as_view()),
@@ -14,6 +14,11 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),
     path("api/campaigns/<int:pk>/gold", api_checks.GoldView.as_view()),
     path("api/campaigns/<int:pk>/pauses", api_checks.PausesView.as_view()),
+    path("api/campaigns/<int:pk>/code-books", api_code_books.CodeBooksView.as_view()),
+    path("api/campaigns/<int:pk>/calibrations", api_code_books.CalibrationsView.as_view()),
+    path("api/calibrations/<int:pk>/", api_code_books.CalibrationView.as_view()),
+    path("api/calibrations/<int:pk>/notes", api_code_books.NotesView.as_view()),
+    path("api/code-books/<int:pk>/confirm", api_code_books.ConfirmView.as_view()),
     path("api/pauses/<int:pk>/lift", api_checks.LiftView.as_view()),
     path("api/items/<int:pk>/gold", api_checks.ItemGoldView.as_view()),
     path("api/items/<int:pk>/decisions", api_checks.DecisionsView.as_view()),

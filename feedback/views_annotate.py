@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, User
-from feedback import assignment, extras, extras_form, pauses
+from feedback import assignment, code_books, extras, extras_form, obstacles
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, Judgement, SkipReason
 from feedback.progress import progress
 
@@ -158,6 +159,21 @@ def task_renew(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     return HttpResponse(status=204)
 
 
+@require_POST
+@login_required
+def task_confirm(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Keep that the annotator has read the code book, and go on."""
+    campaign, annotator = _campaign(request, slug, pk)
+    asked = request.POST.get("code_book", "")
+    number = int(asked[:9]) if asked.isdigit() else 0
+    book = get_object_or_404(campaign.code_books, number=number)
+    try:
+        code_books.confirm(code_book=book, annotator=annotator)
+    except Conflict as error:
+        messages.error(request, error.message)
+    return redirect("task", slug, pk)
+
+
 # How a post is answered
 
 
@@ -238,7 +254,7 @@ def _show(
         "task": task,
         "progress": standing,
         "day_total": standing.judged_today + standing.left,
-        "paused": None if task else pauses.standing_pause(campaign=campaign, annotator=annotator),
+        "obstacle": None if task else obstacles.obstacle(campaign=campaign, annotator=annotator),
         "undoable": assignment.last_undoable(campaign=campaign, annotator=annotator),
         "skip_reasons": SkipReason.choices,
         "said": said,

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from accounts.models import User
-from feedback import adjudication, gold, pauses
+from feedback import adjudication, calibration, code_books, gold, pauses
 from feedback.models import Campaign
 from feedback.simulation import Profile
 from tests.browser.test_look import faults, overflow
@@ -38,10 +38,20 @@ def test_it_shows_the_checks_to_everybody(
     Campaign.objects.update(trust=Campaign.Trust.PAUSE)
     pauses.watch_campaigns()
     pauses.pause(campaign=campaign, annotator=annotator, why="On leave until May.", by=lead)
+    code_books.publish(campaign=campaign, text="# Tone\n\nKind first.", by=lead)
+    code_books.publish(campaign=campaign, text="# Tone\n\nTrue first.", changed="Truth.", by=lead)
+    session = calibration.start(
+        campaign=campaign,
+        name="First reading",
+        items=list(campaign.items.filter(role="normal")[:3]),
+        members=[lead, annotator],
+        by=lead,
+    )
     page = sign_in(
         lead, "/p/support/", viewport={"width": width, "height": 740}, color_scheme=scheme
     )
-    for what in ("checks", f"items/{item.pk}", "quality"):
+    more = ("code-book", "calibrations", f"calibrations/{session.pk}")
+    for what in ("checks", f"items/{item.pk}", "quality", *more):
         page.goto(f"/p/support/campaigns/{campaign.pk}/{what}")
         page.screenshot(path=tmp_path / f"{what.replace('/', '-')}.png", full_page=True)
         assert overflow(page) <= 0, what

@@ -40,7 +40,8 @@ NAVIGATION = [
         "campaigns",
         Role.LEAD,
         {"campaign", "campaign_new", "campaign_state", "prompts"}
-        | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"},
+        | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
+        | {"code_book", "calibrations", "calibration"},
     ),
     (
         "Data",
