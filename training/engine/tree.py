@@ -6,6 +6,7 @@ response is computed as if it stood alone behind its prompt, while the prompt is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from training.engine.data import Tree, Votes
+
+LENGTHS = 64  # sequences are as long as a multiple of this
 
 
 @dataclass(frozen=True)
@@ -183,8 +186,29 @@ def attention_masks(pack: Pack, config: Any) -> Any:
     return make(pack)
 
 
+def rounded(pack: Pack) -> Pack:
+    """Return the pack with tokens added that nobody sees, up to a multiple of LENGTHS.
+
+    Every new length costs memory that is not given back: the heap breaks up, and kernels are kept
+    for each shape. Without this a reward model's run grew from 2.9 to 5.8 GB in 187 steps.
+    """
+    added = -pack.tokens % LENGTHS
+    if not added:
+        return pack
+    zeros = pack.owner.new_zeros(added)
+    nobody = zeros + pack.owner.max() + 1
+    return dataclasses.replace(
+        pack,
+        input_ids=torch.cat([pack.input_ids, zeros]),
+        position_ids=torch.cat([pack.position_ids, torch.arange(added, device=zeros.device)]),
+        owner=torch.cat([pack.owner, nobody]),
+        parent=torch.cat([pack.parent, nobody]),
+    )
+
+
 def hidden_states(decoder: Any, pack: Pack) -> Tensor:
-    """Run the decoder over a pack; return the last hidden states [T, D]."""
+    """Run the decoder over a pack; return the last hidden states [T', D], T' at least T."""
+    pack = rounded(pack)
     output = decoder(
         input_ids=pack.input_ids[None],
         position_ids=pack.position_ids[None],

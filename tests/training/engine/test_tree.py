@@ -70,7 +70,7 @@ def test_it_falls_back_where_the_mask_is_not_obeyed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tree, "attention_masks", lambda pack, config: block_mask(pack))
     note = choose_computation(policy, some_trees())
     assert note is not None
-    assert "one response at a time" in note
+    assert "cannot be trained by the tree" in note
     assert policy.plain
     pack = build_pack(some_trees())
     assert policy.token_logps(pack).shape == pack.targets.shape

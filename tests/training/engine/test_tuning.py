@@ -206,6 +206,19 @@ def test_the_sparse_mask_is_the_dense_one(window: int | None) -> None:
     assert sparse_mask(pack, window).shape[-2:] == (places, places)
 
 
+def test_what_is_added_to_a_pack_sees_and_is_seen_by_nobody() -> None:
+    from training.engine.tree import LENGTHS, block_mask, build_pack, rounded
+
+    pack = build_pack(some_trees())
+    longer = rounded(pack)
+    assert longer.tokens % LENGTHS == 0
+    mask, size = block_mask(longer)[0, 0], pack.tokens
+    assert torch.equal(mask[:size, :size], block_mask(pack)[0, 0])
+    assert not mask[:size, size:].any()
+    assert not mask[size:, :size].any()
+    assert mask[size:].any(-1).all(), "a place that sees nothing would be no number"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral-window", "gemma3_text"])
 def test_flex_attention_gives_the_log_probs_of_the_dense_mask(kind: str) -> None:
