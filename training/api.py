@@ -59,6 +59,8 @@ class OptionsSerializer(serializers.Serializer[Any]):
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
     )
     feedback = serializers.BooleanField(required=False)
+    near = serializers.BooleanField(required=False)
+    leaks = serializers.BooleanField(required=False)
 
 
 class SnapshotsView(ProjectAPIView):

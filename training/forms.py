@@ -19,7 +19,7 @@ from training.options import Imitate, Kind, Pairs, Votes
 
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
-    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate",
+    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "near",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -116,6 +116,13 @@ class SnapshotForm(forms.Form):
         required=False,
         help_text="Only for SFT rows.",
         widget=forms.CheckboxSelectMultiple,
+    )
+
+    near = forms.BooleanField(
+        label="Keep near-duplicate prompts on one side of the split",
+        required=False,
+        help_text="Found by MinHash over their words; none is learnt from while its twin is held "
+        "out.",
     )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:

@@ -21,6 +21,7 @@ class Exclusion(StrEnum):
     CALIBRATION = "calibration"
     PAUSED_ANNOTATOR = "paused_annotator"
     SKIPPED = "skipped"
+    HELDOUT_LEAK = "heldout_leak"
     OUTVOTED = "outvoted"
     NO_MAJORITY = "no_majority"
     BELOW_AGREEMENT = "below_agreement"

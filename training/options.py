@@ -69,6 +69,11 @@ class Options:
     imitate: tuple[Imitate, ...] = (Imitate.CORRECTIONS, Imitate.THUMBS)
     # Thumbs and corrections that answers in use were given, besides the campaigns.
     feedback: bool = False
+    # Keep near-duplicate prompts on one side of the held-out split.
+    near: bool = False
+    # Leave out of the training part what an earlier snapshot held out, or what is marked as a
+    # prompt to evaluate on.
+    leaks: bool = True
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Options:

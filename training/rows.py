@@ -104,6 +104,13 @@ class Composed:
         if before is None or GRAVITY[reason] < GRAVITY[before]:
             self.reasons[judgement] = reason
 
+    def withhold(self, reason: Exclusion) -> None:
+        """Give up all rows for one reason."""
+        for row in self.rows:
+            for judgement in row.judgements:
+                self.reasons[judgement] = reason
+        self.rows.clear()
+
     def finish(self) -> Composed:
         """Order the rows, and forget the reasons of whoever has a row after all."""
         self.rows.sort()

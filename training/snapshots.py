@@ -11,6 +11,7 @@ Memory is flat: rows come from a server-side cursor and leave in row groups of b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -28,8 +29,8 @@ from django.db import transaction
 from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
-from feedback.models import Campaign
-from training import lineage
+from feedback.models import Campaign, Prompt
+from training import lineage, near
 from training.ledger import Exclusion, Ledger
 from training.models import Snapshot
 from training.options import Kind, Options, Votes
@@ -39,6 +40,7 @@ from training.sources import Scope, competences
 
 FORMAT = "laurel-rows-3"
 PARTS = ("train", "heldout")
+EVALUATION_TAG = "evaluation"
 NOTHING = {
     Kind.PREFERENCE: "no pair",
     Kind.UNPAIRED: "no answer that is called good or bad",
@@ -145,6 +147,26 @@ def heldout_prompts(snapshot: Snapshot) -> list[str]:
     return sorted(found)
 
 
+def leaks(snapshot: Snapshot) -> set[str]:
+    """Return the digests of prompts that this snapshot must not be trained on.
+
+    They are what earlier snapshots of the project held out, as far as their files are there, and
+    the prompts with the tag “evaluation”.
+    """
+    found = set(
+        Prompt.objects.filter(
+            project=snapshot.project_id, tags__contains=[EVALUATION_TAG]
+        ).values_list("digest", flat=True)
+    )
+    earlier = Snapshot.objects.filter(
+        project=snapshot.project_id, state=Snapshot.State.READY, pk__lt=snapshot.pk
+    )
+    for one in earlier:
+        with contextlib.suppress(OSError):
+            found.update(heldout_prompts(one))
+    return found
+
+
 def heldout_references(snapshot: Snapshot) -> dict[str, str]:
     """Return, for each held-out prompt, the text of the first answer that was chosen there."""
     found: dict[str, str] = {}
@@ -167,11 +189,17 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     try:
         with transaction.atomic():
             ledger.enter(Exclusion.SKIPPED, scope.skipped())
+            alike = near.groups(scope.prompts()) if options.near else {}
+            leaked = leaks(snapshot) if options.leaks else set()
+            leaked |= {alike[one] for one in leaked if one in alike}
             for group in scope.groups():
                 composed = composer.compose(group.said)
+                key = alike.get(group.prompt_id, group.prompt_id)
+                heldout = is_heldout(key, snapshot.heldout_fraction)
+                if not heldout and (group.prompt_id in leaked or key in leaked):
+                    composed.withhold(Exclusion.HELDOUT_LEAK)
                 ledger.account([one.id for one in group.said], composed)
                 if composed.rows:
-                    heldout = is_heldout(group.prompt_id, snapshot.heldout_fraction)
                     part = parts["heldout" if heldout else "train"]
                     part.add(
                         group.prompt_id,
@@ -203,6 +231,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "rows": {name: part.rows for name, part in parts.items()},
         "prompts": {name: part.prompts for name, part in parts.items()},
         "heldout_fraction": snapshot.heldout_fraction,
+        "near_duplicates": len(alike),
         "agreement": composer.flips.as_dict(),
         "files": {f"{name}.parquet": _file_digest(folder / f"{name}.parquet") for name in parts},
     }

@@ -14,7 +14,7 @@ from django.db.models import Exists, OuterRef
 
 from accounts.models import User
 from feedback import quality
-from feedback.models import Campaign, ItemRole, Judgement, Skip, text_digest
+from feedback.models import Campaign, ItemRole, Judgement, Pause, Skip, text_digest
 from training.ledger import Exclusion
 from training.options import Options
 from training.rows import Said, margin_of
@@ -31,13 +31,15 @@ ROLES = {
 # The narrow rows are sorted first; prompts and texts are looked up in that order (OFFSET 0 keeps
 # the planner from sorting the texts, too). The count is of the same moment as the rows.
 _JUDGEMENTS = """
-SELECT judged.digest, judged.client_id::text, judged.annotator_id, judged.ranking::text,
+SELECT judged.digest, judged.client_id::text, judged.campaign_id, judged.annotator_id,
+       judged.ranking::text,
        judged.strength, judged.both_bad, judged.thumb, judged.retracted, judged.role,
        nullif(judged.ratings, '{}')::text, judged.correction, judged.corrected_id,
        prompt.messages::text,
        response.ids, response.texts,
        (SELECT count(*) FROM feedback_judgement WHERE campaign_id = ANY(%(campaigns)s)) AS total
-  FROM (SELECT prompt.digest, judgement.client_id, judgement.annotator_id, judgement.ranking,
+  FROM (SELECT prompt.digest, judgement.client_id, judgement.campaign_id,
+               judgement.annotator_id, judgement.ranking,
                judgement.strength, judgement.both_bad, judgement.thumb,
                judgement.retracted_at IS NOT NULL AS retracted, judgement.ratings,
                judgement.correction, judgement.corrected_id, item.role,
@@ -52,6 +54,11 @@ SELECT judged.digest, judged.client_id::text, judged.annotator_id, judged.rankin
                       WHERE feedback_prompt.id = judged.prompt_id OFFSET 0) AS prompt
  CROSS JOIN LATERAL (SELECT array_agg(id) AS ids, array_agg(text) AS texts
                        FROM feedback_response WHERE item_id = judged.item_id) AS response
+"""
+
+_PROMPTS = """
+SELECT digest, messages::text FROM feedback_prompt
+ WHERE id IN (SELECT prompt_id FROM feedback_item WHERE campaign_id = ANY(%(campaigns)s))
 """
 
 # Completions carry no digest of their messages, so it is worked out on the way through a table that
@@ -118,6 +125,21 @@ class Scope:
         self.total += count
         return count
 
+    def prompts(self) -> Iterator[tuple[str, str]]:
+        """Yield each prompt's digest and what is asked in it."""
+        with connection.chunked_cursor() as cursor:
+            cursor.execute(_PROMPTS, {"campaigns": self.campaigns})
+            while rows := cursor.fetchmany(RECORDS_PER_FETCH):
+                yield from ((digest, _asked(json.loads(messages))) for digest, messages in rows)
+        if not self.options.feedback:
+            return
+        with connection.chunked_cursor() as cursor:
+            cursor.execute(_FEEDBACK_MESSAGES, {"project": self.project})
+            while rows := cursor.fetchmany(RECORDS_PER_FETCH):
+                for _, stored in rows:
+                    messages = json.loads(stored)
+                    yield text_digest(messages), _asked(messages)
+
     def groups(self) -> Iterator[Group]:
         """Yield what was said, a prompt at a time, in the order of their digests."""
         records = self._judged()
@@ -140,13 +162,18 @@ class Scope:
         texts: dict[str, str] = {}
         digests: dict[int, str] = {}
         total = 0
+        paused = set(
+            Pause.objects.standing()
+            .filter(campaign__in=self.campaigns)
+            .values_list("campaign_id", "annotator_id")
+        )
         with connection.chunked_cursor() as cursor:
             cursor.execute(_JUDGEMENTS, {"campaigns": self.campaigns})
             while rows := cursor.fetchmany(RECORDS_PER_FETCH):
                 total = rows[0][-1]
                 for (
-                    digest, client_id, annotator, ranked, strength, bad, thumb, retracted, role,
-                    rated, correction, corrected, messages, ids, answers, _,
+                    digest, client_id, campaign, annotator, ranked, strength, bad, thumb, retracted,
+                    role, rated, correction, corrected, messages, ids, answers, _,
                 ) in rows:  # fmt: skip
                     if digest != last_digest:
                         prompt = json.loads(messages)
@@ -164,6 +191,8 @@ class Scope:
                     if ranked is not None:
                         ranking = [[digests[one] for one in group] for group in json.loads(ranked)]
                     exclusion = Exclusion.RETRACTED if retracted else ROLES.get(role)
+                    if exclusion is None and (campaign, annotator) in paused:
+                        exclusion = Exclusion.PAUSED_ANNOTATOR
                     if thumb is not None and len(ids) != 1:
                         exclusion = exclusion or Exclusion.THUMB  # of which answer, nobody knows
                     said = Said(
@@ -216,6 +245,10 @@ class Scope:
                     yield Record(digest, json.loads(messages), said, texts)
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE said_in_use")
+
+
+def _asked(messages: list[Message]) -> str:
+    return "\n".join(one["content"] for one in messages if one["role"] == "user")
 
 
 def competences(campaigns: Sequence[int]) -> dict[str, float]:

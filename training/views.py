@@ -50,6 +50,7 @@ EXCLUSIONS = {
     "calibration": "part of a calibration session",
     "correction": "a correction, which was not asked for",
     "equal_texts": "the responses were the same text",
+    "heldout_leak": "held out earlier, or marked to evaluate on, so not to be learnt from",
     "gold": "a test with a known answer",
     "no_majority": "as many votes for as against",
     "no_verdict": "a comment alone",
@@ -141,6 +142,7 @@ def _options(snapshot: Snapshot) -> list[str]:
         "" if options.pairs == Pairs.ALL else str(options.pairs.label),
         "" if options.votes == Votes.INDIVIDUAL else str(options.votes.label),
         f"at least {options.min_agreement:.0%} agreement" if options.min_agreement else "",
+        "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
     ]
     if snapshot.kind == Kind.SFT:

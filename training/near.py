@@ -1,0 +1,72 @@
+"""Near-duplicate prompts: found by MinHash, kept on one side of the held-out split.
+
+The words of a prompt are cut into overlapping triples; 64 hashes estimate how many triples two
+prompts share (Broder 1997), and 16 bands of 4 bring together those that may share most. Seeds are
+fixed and the key of a group is its smallest digest, so neither machine nor order matters. About
+400 bytes a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Signature = NDArray[np.uint32]
+HASHES, BANDS, SEED = 64, 16, 1
+WORDS = 3
+# From this share of common triples on, two prompts are one question put twice.
+ALIKE = 0.8
+_WORD = re.compile(r"\w+")
+
+
+def groups(prompts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the group's key for each prompt that has near-duplicates; ``prompts`` are (id, text).
+
+    Nearness is handed on: of three in a row, the first and the last are in one group.
+    """
+    ids: list[str] = []
+    found: list[Signature] = []
+    for one, text in prompts:
+        ids.append(one)
+        found.append(signature(text))
+    if not ids:
+        return {}
+    signatures = np.stack(found)
+    parent = list(range(len(ids)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    for band in np.split(signatures, BANDS, axis=1):
+        order = np.lexsort(band.T)
+        same = (band[order[1:]] == band[order[:-1]]).all(axis=1)
+        head = 0  # where the run of equal bands begins
+        for place, equal in enumerate(same, start=1):
+            if not equal:
+                head = place
+                continue
+            for other in {int(order[head]), int(order[place - 1])}:
+                this = int(order[place])
+                if (signatures[this] == signatures[other]).mean() >= ALIKE:
+                    parent[root(this)] = root(other)
+    members: dict[int, list[str]] = {}
+    for place, one in enumerate(ids):
+        members.setdefault(root(place), []).append(one)
+    return {one: min(some) for some in members.values() if len(some) > 1 for one in some}
+
+
+def signature(text: str) -> Signature:
+    """Return the 64 smallest hashes of a text's word triples, as uint32."""
+    from datasketch import MinHash  # brings SciPy with it, 60 MB that few builds need
+
+    words = _WORD.findall(text.casefold())
+    triples = {" ".join(words[at : at + WORDS]) for at in range(max(1, len(words) - WORDS + 1))}
+    minhash = MinHash(num_perm=HASHES, seed=SEED)
+    minhash.update_batch([one.encode() for one in sorted(triples)])
+    return np.asarray(minhash.hashvalues, dtype=np.uint32)
