@@ -18,7 +18,7 @@ from accounts.access import ProjectAPIView
 from accounts.errors import TooLarge
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
-from feedback import assignment, extras, importing, obstacles, services
+from feedback import assignment, extras, importing, live, obstacles, services
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -227,6 +227,32 @@ class CampaignStateView(OneCampaignView):
         services.set_campaign_state(campaign=campaign, state=state, by=self.user)
         campaign.refresh_from_db()
         return Response(CampaignSerializer(campaign).data)
+
+
+class CampaignCompletionsView(OneCampaignView):
+    scope, role = Scope.MANAGE, Role.LEAD
+
+    class Input(serializers.Serializer[Any]):
+        completions = serializers.ListField(
+            child=serializers.UUIDField(), min_length=1, max_length=live.MAX_SENT
+        )
+
+    class Output(serializers.Serializer[Any]):
+        items = serializers.IntegerField(help_text="Items made.")
+        already = serializers.IntegerField(help_text="Prompts that the campaign had.")
+
+    @extend_schema(request=Input, responses={201: Output})
+    def post(self, request: Request, pk: int) -> Response:
+        """Send answers from live use into a campaign; its sources write the others."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        campaign = self.campaign(pk)
+        chosen = set(data.validated_data["completions"])
+        found = list(Completion.objects.filter(project=campaign.project_id, pk__in=chosen))
+        if len(found) != len(chosen):
+            raise serializers.ValidationError("completions: one of them is not in this project.")
+        sent = live.send_to_campaign(campaign=campaign, completions=found, by=self.user)
+        return Response({"items": sent.items, "already": sent.already}, status=201)
 
 
 def task_json(task: assignment.Task, campaign: Campaign) -> dict[str, Any]:

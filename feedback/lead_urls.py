@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import views_checks, views_code_books, views_import, views_quality
+from feedback import views_checks, views_code_books, views_import, views_live, views_quality
 from feedback import views_lead as views
 
 urlpatterns = [
@@ -33,6 +33,7 @@ urlpatterns = [
     path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),
     path("campaigns/<int:pk>/lift", views_checks.pause_lift, name="pause_lift"),
     path("campaigns/<int:pk>/items/<int:item>", views_checks.campaign_item, name="campaign_item"),
+    path("feedback/send", views_live.feedback_send, name="feedback_send"),
     path("feedback/", views.feedback_list, name="feedback_list"),
     path("completions/<uuid:pk>/", views.completion, name="completion"),
 ]

@@ -185,7 +185,9 @@ def generate_responses(*, campaign_id: int) -> None:
         for version in versions.values():
             load_on_engines(version)
         waiting = list(
-            campaign.items.filter(role=ItemRole.NORMAL, slots=None).select_related("prompt")
+            campaign.items.filter(role=ItemRole.NORMAL, slots=None)
+            .select_related("prompt")
+            .prefetch_related("responses")
         )
         timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
         with (
@@ -212,13 +214,16 @@ def generate_responses(*, campaign_id: int) -> None:
 def _write_item(
     campaign: Campaign, item: Item, versions: dict[int, Version], http: httpx.Client
 ) -> list[Completion]:
-    """Return unsaved completions for one item, texts differing where sources can; no database."""
+    """Return unsaved completions for one item, texts differing where sources can; no database.
+
+    Only what is missing: an item from live use has an answer already.
+    """
     completions: list[Completion] = []
-    for position in range(campaign.responses_per_item):
+    texts = [response.text for response in item.responses.all()]
+    for position in range(len(texts), campaign.responses_per_item):
         source = campaign.sources[position % len(campaign.sources)]
-        completions.append(
-            _write_response(campaign, item, position, source, versions, http, completions)
-        )
+        completions.append(_write_response(campaign, item, position, source, versions, http, texts))
+        texts.append(completions[-1].text)
     return completions
 
 
@@ -229,7 +234,7 @@ def _write_response(
     source: dict[str, Any],
     versions: dict[int, Version],
     http: httpx.Client,
-    others: Sequence[Completion],
+    others: Sequence[str],
 ) -> Completion:
     version = versions[source["version"]]
     urls = settings.ENGINE_URLS
@@ -248,7 +253,7 @@ def _write_response(
             sampling=sampling,
         )
         text = generated.text.replace("\x00", "")
-        if text.strip() and all(text != other.text for other in others):
+        if text.strip() and text not in others:
             break
     return Completion(
         project_id=campaign.project_id,
@@ -275,12 +280,14 @@ def _store_item(campaign: Campaign, item: Item, completions: list[Completion]) -
     Item.objects.select_for_update().get(pk=item.pk)
     if Slot.objects.filter(item=item).exists():
         return  # another worker finished it first
+    there = Response.objects.filter(item=item).count()
     Completion.objects.bulk_create(completions)
     Response.objects.bulk_create(
         Response(item=item, position=position, text=completion.text, completion=completion)
-        for position, completion in enumerate(completions)
+        for position, completion in enumerate(completions, start=there)
     )
-    Slot.objects.bulk_create(make_slots(item, campaign=campaign, responses=len(completions)))
+    places = make_slots(item, campaign=campaign, responses=there + len(completions))
+    Slot.objects.bulk_create(places)
     Campaign.objects.filter(pk=campaign.pk).update(generated=F("generated") + 1, touched_at=Now())
 
 

@@ -8,6 +8,7 @@ urlpatterns = [
     path("api/prompts/", api.PromptsView.as_view()),
     path("api/campaigns/", api.CampaignsView.as_view()),
     path("api/campaigns/<int:pk>/", api.CampaignView.as_view()),
+    path("api/campaigns/<int:pk>/completions", api.CampaignCompletionsView.as_view()),
     path("api/campaigns/<int:pk>/state", api.CampaignStateView.as_view()),
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),

@@ -19,7 +19,7 @@ from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
-from feedback import quality, services
+from feedback import live, quality, services
 from feedback.extras import stored
 from feedback.forms_extras import ExtrasForm
 from feedback.forms_lead import CampaignForm, PromptsForm, SourceForm, tag_counts
@@ -280,6 +280,7 @@ def feedback_list(request: HttpRequest, slug: str) -> HttpResponse:
         "source": source,
         "sources": Completion.Source.choices,
         "q": query,
+        "campaigns": live.open_campaigns(membership),
     }
     return render(request, "feedback/feedback_list.html", context)
 
@@ -326,6 +327,7 @@ def completion(request: HttpRequest, slug: str, pk: str) -> HttpResponse:
     context = {
         "completion": completion,
         "said": completion.feedback.select_related("user"),
+        "campaigns": live.open_campaigns(membership) if membership.may(Role.LEAD) else [],
         "form": form,
     }
     template = "feedback/feedback_completion.html"

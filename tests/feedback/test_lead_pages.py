@@ -434,7 +434,7 @@ def test_it_lists_feedback_in_few_queries(
         give_feedback(completion=completion, user=annotator, comment=f"Note {number}")
     client = login(lead)
     # session, user, membership, kinds, count, page, versions, projects
-    with django_assert_num_queries(8):
+    with django_assert_num_queries(9):
         client.get(url("feedback_list", completion.project))
 
 
