@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
@@ -413,3 +415,120 @@ class Retraction(models.Model):
         if self.rebuild_at is None:
             return "not rebuilt"
         return "running" if self.rebuilt_at is None else "done"
+
+
+class Schedule(models.Model):
+    """When a round of export, training and comparison begins by itself, and what it does."""
+
+    class Cadence(models.TextChoices):
+        DAY = "day", "every day"
+        WEEK = "week", "every week"
+        MONTH = "month", "the first of each month"
+        QUARTER = "quarter", "the first of each quarter"
+        JUDGEMENTS = "judgements", "after so many new judgements"
+
+    class Weekday(models.IntegerChoices):
+        MONDAY = 0, "Monday"
+        TUESDAY = 1, "Tuesday"
+        WEDNESDAY = 2, "Wednesday"
+        THURSDAY = 3, "Thursday"
+        FRIDAY = 4, "Friday"
+        SATURDAY = 5, "Saturday"
+        SUNDAY = 6, "Sunday"
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="schedules")
+    name = models.CharField(max_length=120)
+    cadence = models.CharField(max_length=10, choices=Cadence.choices, default=Cadence.WEEK)
+    weekday = models.PositiveSmallIntegerField(choices=Weekday.choices, default=Weekday.MONDAY)
+    at = models.TimeField(default=time(3, 0))
+    zone = models.CharField(max_length=60, default="UTC")
+    after_judgements = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)]
+    )
+    # Judgements that were there when it was made or resumed: new ones are counted from here.
+    counted_from = models.PositiveIntegerField(default=0, editable=False)
+    campaigns = models.ManyToManyField(Campaign, related_name="schedules")
+    heldout_fraction = models.FloatField(
+        default=0.2, validators=[MinValueValidator(0.05), MaxValueValidator(0.9)]
+    )
+    method = models.CharField(max_length=20, default="dpo")
+    arguments = models.JSONField(default=dict, blank=True)
+    from_production = models.BooleanField(default=False)
+    seed = models.PositiveIntegerField(default=0)
+    rule = models.CharField(max_length=200)
+    samples = models.PositiveSmallIntegerField(
+        default=4, validators=[MinValueValidator(1), MaxValueValidator(64)]
+    )
+    active = models.BooleanField(default=True)
+    # What was due before is not made up for.
+    since = models.DateTimeField(default=timezone.now, editable=False)
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        ordering = ["name", "id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(cadence="judgements") | Q(after_judgements__isnull=False),
+                name="a_count_schedule_has_its_count",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def rhythm(self) -> str:
+        """Return when it begins, as people say it."""
+        clock = f"{self.at:%H:%M} {self.zone}"
+        if self.cadence == self.Cadence.JUDGEMENTS:
+            return f"after {self.after_judgements:,} new judgements"
+        if self.cadence == self.Cadence.WEEK:
+            return f"every {self.Weekday(self.weekday).label} at {clock}"
+        return f"{self.Cadence(self.cadence).label} at {clock}"
+
+
+class ScheduledRound(models.Model):
+    """One round of a schedule, claimed by inserting it; each step is done once."""
+
+    class State(models.TextChoices):
+        EXPORTING = "exporting", "exporting"
+        TRAINING = "training", "training"
+        EVALUATING = "evaluating", "evaluating"
+        PROPOSED = "proposed", "proposed"
+        PROMOTED = "promoted", "promoted"
+        DECLINED = "declined", "declined"
+        KEPT = "kept", "production kept"
+        SKIPPED = "skipped", "skipped"
+        FAILED = "failed", "failed"
+
+    LIVE = (State.EXPORTING, State.TRAINING, State.EVALUATING)
+
+    schedule = models.ForeignKey(Schedule, on_delete=models.CASCADE, related_name="rounds")
+    # The instant (or count) that it is for: nothing runs twice, whoever asks.
+    due = models.CharField(max_length=60)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.EXPORTING)
+    reason = models.CharField(max_length=500, blank=True)
+    snapshot = models.OneToOneField(
+        Snapshot, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    run = models.OneToOneField(
+        Run, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    evaluation = models.OneToOneField(
+        Evaluation, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    decided_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["schedule", "due"], name="round_once_for_each_due")
+        ]
+
+    def __str__(self) -> str:
+        return f"round {self.due} of {self.schedule}"

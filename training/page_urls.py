@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import views, views_lineage, views_retraction
+from training import views, views_lineage, views_retraction, views_schedules
 
 urlpatterns = [
     path("snapshots/", views.snapshot_index, name="snapshots"),
@@ -16,6 +16,11 @@ urlpatterns = [
     path("retractions/<int:pk>/", views_retraction.retraction, name="retraction"),
     path("retractions/<int:pk>/body", views_retraction.retraction_body, name="retraction_body"),
     path("retractions/<int:pk>/rebuild", views_retraction.rebuild, name="rebuild"),
+    path("schedules/", views_schedules.schedule_index, name="schedules"),
+    path("schedules/<int:pk>/", views_schedules.schedule, name="schedule"),
+    path("schedules/<int:pk>/active", views_schedules.schedule_active, name="schedule_active"),
+    path("schedules/<int:pk>/run", views_schedules.schedule_run, name="schedule_run"),
+    path("proposals/<int:pk>/decide", views_schedules.proposal_decide, name="proposal_decide"),
     path("runs/", views.run_index, name="runs"),
     path("runs/new", views.run_new, name="run_new"),
     path("runs/preflight", views.run_preflight, name="run_preflight"),

@@ -36,6 +36,14 @@ def advance_rebuilds() -> None:
     retraction.advance_rebuilds()
 
 
+@shared_task(name="training.tasks.tick_schedules")
+def tick_schedules() -> None:
+    """Begin the rounds that are due and move the live ones on."""
+    from training import schedules
+
+    schedules.tick()
+
+
 @shared_task(name="training.tasks.sweep_runs")
 def sweep_runs() -> None:
     """Take up runs whose worker fell silent; runs every few seconds."""

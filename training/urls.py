@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api, api_lineage, api_retraction
+from training import api, api_lineage, api_retraction, api_schedules
 
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
@@ -27,6 +27,12 @@ urlpatterns = [
     path("api/retractions/preview", api_retraction.RetractionPreviewView.as_view()),
     path("api/retractions/<int:pk>/", api_retraction.RetractionView.as_view()),
     path("api/retractions/<int:pk>/rebuild", api_retraction.RebuildView.as_view()),
+    path("api/schedules/", api_schedules.SchedulesView.as_view()),
+    path("api/schedules/<int:pk>/", api_schedules.ScheduleView.as_view()),
+    path("api/schedules/<int:pk>/active", api_schedules.ScheduleActiveView.as_view()),
+    path("api/schedules/<int:pk>/run", api_schedules.ScheduleRunView.as_view()),
+    path("api/schedules/<int:pk>/rounds", api_schedules.ScheduleRoundsView.as_view()),
+    path("api/proposals/<int:pk>/decision", api_schedules.DecideView.as_view()),
     path("api/runs/", api.RunsView.as_view()),
     path("api/runs/preflight", api.PreflightView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),

@@ -209,6 +209,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "keep engines warm": {"task": "inference.tasks.keep_engines_warm", "schedule": 5.0},
     "advance rebuilds": {"task": "training.tasks.advance_rebuilds", "schedule": 10.0},
+    "tick schedules": {"task": "training.tasks.tick_schedules", "schedule": 15.0},
     "sweep runs": {"task": "training.tasks.sweep_runs", "schedule": 10.0},
     "settle evaluations": {"task": "training.tasks.settle_evaluations", "schedule": 10.0},
     "resume stalled generations": {

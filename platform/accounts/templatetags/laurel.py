@@ -25,9 +25,30 @@ ALLOWED_TAGS = set(_TAGS.split())
 ALLOWED_ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
 
 STATE_KINDS = {
-    "good": {"open", "ready", "succeeded", "done", "production", "passed", "active"}
+    "good": {
+        "open",
+        "ready",
+        "succeeded",
+        "done",
+        "production",
+        "passed",
+        "active",
+        "proposed",
+        "promoted",
+    }
     | {"delivered"},
-    "busy": {"generating", "queued", "building", "running", "leased", "loading"} | {"pending"},
+    "busy": {
+        "generating",
+        "queued",
+        "building",
+        "running",
+        "leased",
+        "loading",
+        "exporting",
+        "training",
+        "evaluating",
+    }
+    | {"pending"},
     "warn": {"paused", "interrupted", "canary", "expired", "complaint", "stale"},
     "bad": {"failed", "revoked", "given up"},
 }
@@ -49,7 +70,12 @@ NAVIGATION = [
         Role.LEAD,
         {"snapshot", "lineage", "retract", "retractions", "retraction"},
     ),
-    ("Runs", "runs", Role.LEAD, {"run", "run_new", "run_cancel", "run_again"}),
+    (
+        "Runs",
+        "runs",
+        Role.LEAD,
+        {"run", "run_new", "run_cancel", "run_again", "schedules", "schedule"},
+    ),
     (
         "Versions",
         "versions",

@@ -1,0 +1,151 @@
+"""REST: schedules, their rounds, and what they propose."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.access import ProjectAPIView
+from accounts.models import Role, Scope
+from accounts.pagination import paginated
+from training import schedules as service
+from training.models import Schedule, ScheduledRound
+from training.views_schedules import ScheduleForm
+
+
+class ScheduleSerializer(serializers.ModelSerializer[Schedule]):
+    rhythm = serializers.CharField(read_only=True)
+
+    class Meta:
+        model = Schedule
+        fields = ["id", *ScheduleForm.Meta.fields, "active", "rhythm"]
+        read_only_fields = ["id", "active"]
+
+
+class RoundSerializer(serializers.ModelSerializer[ScheduledRound]):
+    class Meta:
+        model = ScheduledRound
+        fields = [
+            "id",
+            "schedule",
+            "due",
+            "state",
+            "reason",
+            "snapshot",
+            "run",
+            "evaluation",
+            "created_at",
+        ]
+
+
+class SchedulesView(ProjectAPIView):
+    role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(responses=ScheduleSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """List schedules."""
+        rows = Schedule.objects.filter(project__in=self.projects()).prefetch_related("campaigns")
+        return paginated(rows, ScheduleSerializer, request, self)
+
+    @extend_schema(request=ScheduleSerializer, responses={201: ScheduleSerializer})
+    def post(self, request: Request) -> Response:
+        """Make a schedule of rounds."""
+        data = ScheduleSerializer(data=request.data)
+        data.is_valid(raise_exception=True)
+        form = ScheduleForm(_form_data(data.data), project=self.project())
+        if not form.is_valid():
+            raise serializers.ValidationError(
+                {name: [str(one) for one in said] for name, said in form.errors.items()}
+            )
+        made = form.store(self.user)
+        return Response(ScheduleSerializer(made).data, status=201)
+
+
+def _form_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a body as the page's form takes it: one place checks both."""
+    draft = Schedule()
+    initial = {
+        name: getattr(draft, name) for name in ScheduleForm.Meta.fields if name != "campaigns"
+    }
+    values = {name: value for name, value in (initial | data).items() if value is not None}
+    return values | {"arguments": json.dumps(values.get("arguments") or {})}
+
+
+class OneScheduleView(ProjectAPIView):
+    role = Role.LEAD
+
+    def schedule(self, pk: int) -> Schedule:
+        found = get_object_or_404(Schedule.objects.select_related("project"), pk=pk)
+        self.membership(found.project_id)
+        return found
+
+
+class ScheduleView(OneScheduleView):
+    @extend_schema(responses=ScheduleSerializer)
+    def get(self, request: Request, pk: int) -> Response:
+        """Fetch one schedule."""
+        return Response(ScheduleSerializer(self.schedule(pk)).data)
+
+
+class ScheduleActiveView(OneScheduleView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    class Input(serializers.Serializer[Any]):
+        active = serializers.BooleanField()
+
+    @extend_schema(request=Input, responses=ScheduleSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Pause or resume a schedule; what was due meanwhile is not made up for."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        found = self.schedule(pk)
+        service.set_active(schedule=found, active=data.validated_data["active"], by=self.user)
+        found.refresh_from_db()
+        return Response(ScheduleSerializer(found).data)
+
+
+class ScheduleRunView(OneScheduleView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    @extend_schema(request=None, responses={201: RoundSerializer})
+    def post(self, request: Request, pk: int) -> Response:
+        """Begin a round now."""
+        made = service.run_now(schedule=self.schedule(pk), by=self.user)
+        return Response(RoundSerializer(made).data, status=201)
+
+
+class ScheduleRoundsView(OneScheduleView):
+    @extend_schema(responses=RoundSerializer(many=True))
+    def get(self, request: Request, pk: int) -> Response:
+        """List a schedule's rounds, newest first."""
+        return paginated(self.schedule(pk).rounds.all(), RoundSerializer, request, self)
+
+
+class DecideView(ProjectAPIView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    class Input(serializers.Serializer[Any]):
+        promote = serializers.BooleanField()
+        why = serializers.CharField(max_length=400, allow_blank=True, default="")
+
+    @extend_schema(request=Input, responses=RoundSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Promote what a round proposes, or decline it."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        row = get_object_or_404(ScheduledRound.objects.select_related("schedule"), pk=pk)
+        self.membership(row.schedule.project_id)
+        service.decide(
+            row=row,
+            accept=data.validated_data["promote"],
+            why=data.validated_data["why"],
+            by=self.user,
+        )
+        row.refresh_from_db()
+        return Response(RoundSerializer(row).data)
