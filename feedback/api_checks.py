@@ -12,7 +12,7 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope, User
-from feedback import adjudication, gold, pauses
+from feedback import adjudication, dealing, gold, pauses
 from feedback.models import LEAST_EVERY, Campaign, Decision, Item, Pause
 
 
@@ -161,6 +161,39 @@ class DecisionsView(LeadView):
         why = answer.pop("why")
         decision = adjudication.decide(item=self.item(pk), answer=answer, why=why, by=self.user)
         return Response(DecisionSerializer(decision).data, status=201)
+
+
+class PriorityView(LeadView):
+    class Input(serializers.Serializer[Any]):
+        priority = serializers.IntegerField(
+            min_value=-dealing.MOST_PRIORITY, max_value=dealing.MOST_PRIORITY
+        )
+
+    @extend_schema(request=Input, responses={204: None})
+    def post(self, request: Request, pk: int) -> Response:
+        """Let an item go out before those of a lower priority."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        dealing.prioritise(item=self.item(pk), by=self.user, **data.validated_data)
+        return Response(status=204)
+
+
+class AssignView(LeadView):
+    class Input(serializers.Serializer[Any]):
+        annotators = serializers.ListField(child=serializers.CharField(), min_length=1)
+
+    @extend_schema(request=Input, responses={204: None})
+    def post(self, request: Request, pk: int) -> Response:
+        """Keep an item's free slots for the people named, and for nobody else."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        item, names = self.item(pk), data.validated_data["annotators"]
+        members = User.objects.filter(memberships__project=item.campaign.project_id)
+        found = {user.username: user for user in members.filter(username__in=names)}
+        if missing := [name for name in names if name not in found]:
+            raise serializers.ValidationError(f"annotators: {missing[0]} is not a member.")
+        dealing.assign(item=item, annotators=[found[name] for name in names], by=self.user)
+        return Response(status=204)
 
 
 class PausesView(LeadView):

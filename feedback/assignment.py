@@ -92,7 +92,9 @@ SELECT task.*, prompt.messages, responses.ids, responses.positions, responses.te
       FROM feedback_response WHERE item_id = task.item_id) AS responses
 """
 _CLAIM_OPEN = _CLAIM.format(
-    barred=BARRED, free="candidate.state = 'open'", order='candidate."index", candidate.shuffle'
+    barred=BARRED,
+    free="candidate.state = 'open'",
+    order='candidate.priority DESC, candidate."index", candidate.shuffle',
 )
 _CLAIM_EXPIRED = _CLAIM.format(
     barred=BARRED,
@@ -460,7 +462,12 @@ def skip(*, slot_id: int, token: int, annotator: User, reason: SkipReason, note:
         defaults={"reason": reason, "note": note[:500]},
     )
     freed = Slot.objects.filter(pk=slot_id, token=token, state=Slot.State.LEASED).update(
-        state=Slot.State.OPEN, holder=None, lease_expires_at=None, leased_at=None
+        state=Slot.State.OPEN,
+        holder=None,
+        lease_expires_at=None,
+        leased_at=None,
+        # What was meant for one person alone goes to anybody; gold and the like stay theirs.
+        reserved_for=None if slot.role == ItemRole.NORMAL else slot.reserved_for_id,
     )
     if not freed:
         raise Conflict("This task is no longer yours. Take the next one.")

@@ -351,7 +351,9 @@ class Slot(models.Model):
         User, on_delete=models.PROTECT, null=True, blank=True, related_name="+", db_index=False
     )
     index = models.PositiveSmallIntegerField()
-    # Slots are handed out by (index, shuffle): every item once before any item twice.
+    # As set for its item: the higher goes out first.
+    priority = models.SmallIntegerField(default=0, db_default=0)
+    # Of one priority, slots go out by (index, shuffle): every item once before any item twice.
     shuffle = models.IntegerField()
     # Positions of the item's responses from left to right, as this slot shows them.
     order = ArrayField(models.PositiveSmallIntegerField())
@@ -405,7 +407,7 @@ class Slot(models.Model):
         indexes = [
             # What a claim walks: only open slots, in the order of hand-out.
             models.Index(
-                fields=["campaign", "index", "shuffle"],
+                fields=["campaign", "-priority", "index", "shuffle"],
                 condition=Q(state="open", reserved_for__isnull=True),
                 name="slot_open",
             ),

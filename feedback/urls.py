@@ -21,6 +21,8 @@ urlpatterns = [
     path("api/calibrations/<int:pk>/notes", api_code_books.NotesView.as_view()),
     path("api/code-books/<int:pk>/confirm", api_code_books.ConfirmView.as_view()),
     path("api/pauses/<int:pk>/lift", api_checks.LiftView.as_view()),
+    path("api/items/<int:pk>/priority", api_checks.PriorityView.as_view()),
+    path("api/items/<int:pk>/assign", api_checks.AssignView.as_view()),
     path("api/items/<int:pk>/gold", api_checks.ItemGoldView.as_view()),
     path("api/items/<int:pk>/decisions", api_checks.DecisionsView.as_view()),
     path("api/campaigns/<int:pk>/next", api.NextTaskView.as_view()),

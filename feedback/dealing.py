@@ -1,0 +1,64 @@
+"""Who judges what, and what first, where a lead decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.db import IntegrityError, transaction
+
+from accounts.errors import Conflict, ProductError
+from accounts.models import Membership, User
+from accounts.services import audit
+from feedback.models import Item, ItemRole, Slot
+
+MOST_PRIORITY = 1000
+
+
+@transaction.atomic
+def prioritise(*, item: Item, priority: int, by: User) -> None:
+    """Let an item go out before all of a lower priority; 0 is the usual one."""
+    if abs(priority) > MOST_PRIORITY:
+        raise ProductError(f"A priority lies between -{MOST_PRIORITY} and {MOST_PRIORITY}.")
+    if item.role != ItemRole.NORMAL:
+        raise Conflict("Only normal items have a priority.")
+    Slot.objects.filter(item=item).update(priority=priority)
+    _audit(item, by, "item.prioritise", priority=priority)
+
+
+@transaction.atomic
+def assign(*, item: Item, annotators: Sequence[User], by: User) -> None:
+    """Keep an item's open slots for these people, one each, before their other tasks.
+
+    As many as judgements are still to come, so that nobody else gets it. Whoever skips it gives
+    their slot to anybody.
+    """
+    if item.role != ItemRole.NORMAL:
+        raise Conflict("Only normal items are assigned.")
+    known = Membership.objects.filter(project=item.campaign.project_id, user__in=annotators)
+    if known.count() != len(annotators) or len(set(annotators)) != len(annotators):
+        raise ProductError("Name members of the project, each of them once.")
+    slots = list(
+        Slot.objects.select_for_update()
+        .filter(item=item, state=Slot.State.OPEN, reserved_for=None)
+        .order_by("index")
+    )
+    if len(slots) != len(annotators):
+        raise Conflict(
+            f"{len(slots)} judgements of this item are free; name as many people, not "
+            f"{len(annotators)}."
+        )
+    held = Slot.objects.filter(item=item, holder__in=annotators)
+    if held.exists() or item.skips.filter(annotator__in=annotators).exists():
+        raise Conflict("Somebody named has this item, has judged it, or has skipped it.")
+    try:
+        with transaction.atomic():
+            for slot, annotator in zip(slots, annotators, strict=True):
+                Slot.objects.filter(pk=slot.pk).update(reserved_for=annotator)
+    except IntegrityError:
+        raise Conflict("Somebody named has a slot of this item already.") from None
+    _audit(item, by, "item.assign", annotators=[user.username for user in annotators])
+
+
+def _audit(item: Item, by: User, action: str, **details: object) -> None:
+    target = f"item {item.pk} of {item.campaign.name}"
+    audit(project=item.campaign.project, by=by, action=action, target=target, **details)
