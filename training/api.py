@@ -184,6 +184,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "method",
             "arguments",
             "seed",
+            "round",
+            "priority",
             "state",
             "phase",
             "reason",
@@ -330,6 +332,23 @@ class ResumeRunView(OneRunView):
         """Queue a paused run again; it goes on from its last step."""
         run = self.run(pk)
         runs.resume_run(run=run, by=self.user)
+        run.refresh_from_db()
+        return Response(RunSerializer(run).data)
+
+
+class RunPriorityView(OneRunView):
+    scope, role = Scope.MANAGE, Role.ADMIN
+
+    class Input(serializers.Serializer[Any]):
+        priority = serializers.IntegerField(min_value=-100, max_value=100)
+
+    @extend_schema(request=Input, responses=RunSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Say how soon a waiting run goes: the highest first."""
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
+        run = self.run(pk)
+        runs.set_priority(run=run, priority=data.validated_data["priority"], by=self.user)
         run.refresh_from_db()
         return Response(RunSerializer(run).data)
 

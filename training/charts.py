@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +50,7 @@ class Panel:
     title: str
     curves: tuple[Curve, ...]
     top: float | None = None
+    meaning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +60,26 @@ class Chart:
     title: str
     latest: str
     summary: str
+    meaning: str
     svg: SafeString
 
 
 PANELS = (
-    Panel(title="Loss", curves=(Curve(metric="loss", label="loss", colour=BLUE),)),
+    Panel(
+        title="Loss",
+        curves=(Curve(metric="loss", label="loss", colour=BLUE),),
+        meaning="What training lowers. Its height means nothing across methods; its way down does.",
+    ),
     Panel(
         title="Reward accuracy",
         curves=(Curve(metric="rewards/accuracies", label="accuracy", colour=GREEN),),
         top=1.0,
+        meaning="Share of the step's pairs in the order that people chose; one half is chance.",
     ),
     Panel(
         title="Reward margin",
         curves=(Curve(metric="rewards/margins", label="margin", colour=PURPLE),),
+        meaning="By how much the chosen reward exceeds the rejected one, on average.",
     ),
     Panel(
         title="Rewards",
@@ -79,8 +87,45 @@ PANELS = (
             Curve(metric="rewards/chosen", label="chosen", colour=BLUE),
             Curve(metric="rewards/rejected", label="rejected", colour=ORANGE),
         ),
+        meaning="Rejected should fall; chosen falling as well is usual, but it should fall less.",
+    ),
+    Panel(
+        title="KL to the reference",
+        curves=(Curve(metric="kl", label="KL", colour=ORANGE),),
+        meaning="How far the policy has moved from where it began, in nats an answer.",
+    ),
+    Panel(
+        title="Learning rate",
+        curves=(Curve(metric="learning_rate", label="rate", colour=GREEN),),
+        meaning="How far a step may move the weights: it rises in the warm-up, then falls.",
+    ),
+    Panel(
+        title="Tokens a second",
+        curves=(Curve(metric="tokens_per_second", label="tokens/s", colour=BLUE),),
+        meaning="The speed of the steps; it falls when other work takes the machine.",
+    ),
+    Panel(
+        title="Memory in MB",
+        curves=(Curve(metric="memory_mb", label="memory", colour=PURPLE),),
+        meaning="What the training process, or on CUDA the GPU, holds after each step.",
+    ),
+    Panel(
+        title="GPU use",
+        curves=(Curve(metric="gpu_utilisation", label="GPU", colour=GREEN),),
+        top=1.0,
+        meaning="Share of the time in which the GPU worked.",
     ),
 )
+COMPARED = ("loss", "rewards/accuracies", "rewards/margins", "kl")
+COLOURS = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    PURPLE,
+    "var(--okabe-sky, #56b4e9)",
+    "var(--okabe-amber, #e69f00)",
+)
+MAX_COMPARED = len(COLOURS)
 
 Point = tuple[float, float]
 
@@ -90,7 +135,7 @@ def run_charts(run: Run) -> list[Chart]:
     last = run.metrics.order_by("-step").values_list("step", flat=True).first()
     if last is None:
         return []
-    key = f"run-charts:{run.pk}:{last}"
+    key = f"run-charts-2:{run.pk}:{last}"
     charts: list[Chart] | None = cache.get(key)
     if charts is None:
         charts = draw(list(run.metrics.order_by("step").values_list("step", "values")))
@@ -111,7 +156,35 @@ def draw(metrics: Sequence[tuple[int, dict[str, Any]]]) -> list[Chart]:
                     title=panel.title,
                     latest=", ".join(_latest(curve, points, curves) for curve, points in curves),
                     summary=" ".join(_sentence(curve, points) for curve, points in curves),
+                    meaning=panel.meaning,
                     svg=_svg(panel, curves),
+                )
+            )
+    return charts
+
+
+def compare_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Return a chart for each compared metric with one curve for each run; a query a run."""
+    logged = {run: list(run.metrics.order_by("step").values_list("step", "values")) for run in runs}
+    charts = []
+    for panel in PANELS:
+        metric = panel.curves[0].metric
+        if metric not in COMPARED:
+            continue
+        curves = [
+            (Curve(metric=metric, label=f"run {run.pk}", colour=colour), points)
+            for (run, metrics), colour in zip(logged.items(), COLOURS, strict=False)
+            if (points := _points(metrics, metric))
+        ]
+        if curves:
+            drawn = replace(panel, curves=tuple(curve for curve, _ in curves))
+            charts.append(
+                Chart(
+                    title=panel.title,
+                    latest="",
+                    summary=" ".join(_sentence(curve, points) for curve, points in curves),
+                    meaning=panel.meaning,
+                    svg=_svg(drawn, curves),
                 )
             )
     return charts
@@ -155,7 +228,9 @@ def _latest(curve: Curve, points: Sequence[Point], curves: Sequence[object]) -> 
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    if value and abs(value) < 0.005:
+        return f"{value:.1e}".replace("-", "−")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}".replace("-", "−")
 
 
 def _sentence(curve: Curve, points: Sequence[Point]) -> str:

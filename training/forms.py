@@ -292,6 +292,75 @@ def _help(row: dict[str, Any]) -> str:
     return f"{row['meaning']}{source}"
 
 
+class ObjectField(forms.JSONField):
+    """A JSON object; left empty it is an empty one."""
+
+    def clean(self, value: Any) -> dict[str, Any]:
+        found = super().clean(value) or {}
+        if not isinstance(found, dict):
+            raise forms.ValidationError("This must be an object, such as {“beta”: [0.1, 0.3]}.")
+        return found
+
+
+class RoundForm(forms.Form):
+    """Which methods and settings a round trains on which snapshot."""
+
+    name = forms.CharField(max_length=120, required=False)
+    snapshot = SnapshotField(queryset=Snapshot.objects.none(), empty_label=None)
+    start_version = VersionField(
+        label="Start from", queryset=Version.objects.none(), empty_label=None
+    )
+    methods = forms.MultipleChoiceField(
+        required=False,
+        initial=["reward", "dpo", "orpo"],
+        choices=[(method, METHOD_LABELS.get(method, method.upper())) for method in METHODS],
+        widget=forms.CheckboxSelectMultiple,
+    )
+    suite = forms.BooleanField(
+        label="The suite instead of these",
+        required=False,
+        help_text="SFT by every way of tuning (LoRA, 4-bit, 8-bit, full weights), DPO and ORPO: "
+        "time, memory, size and quality side by side.",
+    )
+    grid = ObjectField(
+        label="Grid",
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "mono"}),
+        help_text="JSON of values to try in every combination: {“beta”: [0.1, 0.3]}.",
+    )
+    arguments = ObjectField(
+        label="Arguments of all runs",
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "mono"}),
+        help_text="JSON of arguments that all share: {“epochs”: 1}. The rest are defaults.",
+    )
+    first_steps = forms.IntegerField(
+        label="Halve, starting with so many steps",
+        min_value=0,
+        initial=0,
+        required=False,
+        help_text="0 trains all to the end. Otherwise the better half goes on, each time with "
+        "twice the steps, until one is left.",
+    )
+    seed = _seed()
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        snapshots, versions = self.fields["snapshot"], self.fields["start_version"]
+        assert isinstance(snapshots, forms.ModelChoiceField)
+        assert isinstance(versions, forms.ModelChoiceField)
+        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        versions.queryset = (
+            Version.objects.filter(project=project).select_related("base").order_by("number")
+        )
+
+    def clean_grid(self) -> dict[str, Any]:
+        grid: dict[str, Any] = self.cleaned_data["grid"]
+        if not all(isinstance(values, list) and values for values in grid.values()):
+            raise forms.ValidationError("Give each argument a list of values: {“beta”: [0.1]}.")
+        return grid
+
+
 class EvaluationForm(forms.Form):
     """Which version meets which, on whose held-out prompts, by what rule."""
 

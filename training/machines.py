@@ -73,11 +73,12 @@ def planned_machine() -> Machine:
 def measured(machine: Machine, *, base_id: int, method: str, arguments: Any) -> Measured:
     """Return what earlier runs of this kind took on a machine; the newest where several fit."""
     rows = Throughput.objects.filter(
-        machine=machine, base_id=base_id, method=method, tuning=str(arguments.tuning)
-    )
+        machine=machine, base_id=base_id, tuning=str(arguments.tuning)
+    ).order_by("-updated_at")
     if arguments.precision != "auto":
         rows = rows.filter(precision=arguments.precision)
-    row = rows.order_by("-updated_at").first()
+    # Another method on the same base is a better guess than none at all.
+    row = rows.filter(method=method).first() or rows.first()
     if row is None:
         return Measured()
     return Measured(
@@ -97,10 +98,13 @@ def learn_from(run: Run, report: dict[str, Any], seconds: float) -> None:
     foretold = run.prediction
     if not foretold or run.attempts != 1 or not report.get("seconds"):
         return
+    if run.continues_id or seconds < report["seconds"]:
+        return  # a part of the steps was taken elsewhere, or before a pause
     machine = report_machine()
     steps = report.get("steps") or foretold["steps"]
     tokens = foretold["tokens"] * steps / max(1, foretold["steps"])
-    rate = float(report.get("tokens_per_second") or tokens / report["seconds"])
+    # By the prediction's own count of tokens, so that a run's mean length cancels out.
+    rate = tokens / report["seconds"]
     passes = foretold["seconds"] - foretold["training_seconds"] - foretold["overhead_seconds"]
     # What passes without a gradient took is scaled like the training itself.
     passes *= report["seconds"] / max(0.1, foretold["training_seconds"])

@@ -115,6 +115,46 @@ class SnapshotSource(models.Model):
         return f"{self.judgements} by {self.annotator_id} in snapshot {self.snapshot_id}"
 
 
+class Round(models.Model):
+    """Several runs on one snapshot, to be ranked; its state follows from theirs."""
+
+    project = models.ForeignKey(Project, on_delete=models.PROTECT, related_name="rounds")
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="rounds")
+    start_version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="rounds_from")
+    name = models.CharField(max_length=120, blank=True)
+    seed = models.PositiveIntegerField(default=0)
+    # Above 0 it halves: so many steps for each run, then the better half goes on with twice those.
+    first_steps = models.PositiveIntegerField(default=0)
+    cancelled = models.BooleanField(default=False)
+    complete = models.BooleanField(default=False)
+    created_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.name or f"round {self.pk}"
+
+    @property
+    def last_rung(self) -> int:
+        return self.runs.aggregate(last=models.Max("rung"))["last"] or 0
+
+    @property
+    def state(self) -> str:
+        """Return the round's state as its runs make it."""
+        states = {run.state for run in self.runs.all()}
+        if states & set(Run.LIVE):
+            return "running"
+        if self.cancelled:
+            return "cancelled"
+        if self.first_steps and not self.complete:
+            return "running"  # the next rung is about to begin
+        return "done" if Run.State.SUCCEEDED in states else "failed"
+
+
 class RunQuerySet(models.QuerySet["Run"]):
     def visible_to(self, user: Any) -> RunQuerySet:
         """Return the runs in the user's projects."""
@@ -123,6 +163,10 @@ class RunQuerySet(models.QuerySet["Run"]):
     def live(self) -> RunQuerySet:
         """Return the runs that are neither done nor given up."""
         return self.filter(state__in=Run.LIVE)
+
+    def waiting(self) -> RunQuerySet:
+        """Return the runs that a trainer may take."""
+        return self.filter(state__in=Run.WAITING, cancel_requested=False)
 
 
 class Run(models.Model):
@@ -137,6 +181,7 @@ class Run(models.Model):
         FAILED = "failed", "failed"
         CANCELLED = "cancelled", "cancelled"
 
+    WAITING = (State.QUEUED, State.INTERRUPTED)
     LIVE = (State.QUEUED, State.RUNNING, State.INTERRUPTED, State.PAUSED)
 
     key = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
@@ -146,6 +191,18 @@ class Run(models.Model):
     method = models.CharField(max_length=20)
     arguments = models.JSONField(default=dict, blank=True)
     seed = models.PositiveIntegerField(default=0)
+    round = models.ForeignKey(
+        Round, on_delete=models.SET_NULL, null=True, blank=True, related_name="runs"
+    )
+    rung = models.PositiveSmallIntegerField(default=0)
+    # The run of the rung before, from whose checkpoints this one goes on.
+    continues = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continued_by"
+    )
+    # Of the runs that wait, the highest goes first; among equals the oldest.
+    priority = models.SmallIntegerField(
+        default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)]
+    )
     state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
     phase = models.CharField(max_length=20, blank=True)
     reason = models.CharField(max_length=1000, blank=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import views, views_lineage, views_retraction, views_schedules
+from training import views, views_lineage, views_retraction, views_rounds, views_schedules
 
 urlpatterns = [
     path("snapshots/", views.snapshot_index, name="snapshots"),
@@ -24,11 +24,20 @@ urlpatterns = [
     path("runs/", views.run_index, name="runs"),
     path("runs/new", views.run_new, name="run_new"),
     path("runs/preflight", views.run_preflight, name="run_preflight"),
+    path("runs/compare", views.run_compare, name="run_compare"),
     path("runs/<int:pk>/", views.run, name="run"),
     path("runs/<int:pk>/status", views.run_status, name="run_status"),
     path("runs/<int:pk>/charts", views.run_charts, name="run_charts"),
     path("runs/<int:pk>/cancel", views.run_cancel, name="run_cancel"),
+    path("runs/<int:pk>/pause", views.run_pause, name="run_pause"),
+    path("runs/<int:pk>/resume", views.run_resume, name="run_resume"),
+    path("runs/<int:pk>/priority", views.run_priority, name="run_priority"),
     path("runs/<int:pk>/again", views.run_again, name="run_again"),
+    path("rounds/", views_rounds.round_index, name="rounds"),
+    path("rounds/new", views_rounds.round_new, name="round_new"),
+    path("rounds/<int:pk>/", views_rounds.round_page, name="round"),
+    path("rounds/<int:pk>/body", views_rounds.round_body, name="round_body"),
+    path("rounds/<int:pk>/cancel", views_rounds.round_cancel, name="round_cancel"),
     path("evaluations/", views.evaluation_index, name="evaluations"),
     path("evaluations/new", views.evaluation_new, name="evaluation_new"),
     path("evaluations/<int:pk>/", views.evaluation_page, name="evaluation"),

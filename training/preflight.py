@@ -18,7 +18,7 @@ from django.core.cache import cache
 
 from accounts.errors import ProductError
 from inference.models import BaseModel, Version
-from training import machines
+from training import machines, symptoms
 from training.engine.arguments import ArgumentError, Arguments, parse_arguments
 from training.engine.errors import RunError
 from training.engine.estimate import (
@@ -45,7 +45,6 @@ CACHE_SECONDS = 7 * 24 * 3600
 NEEDS_REFERENCE = ("dpo", "kto")
 SCORE_HEAD = ("reward",)
 SHORTEST = 64  # tokens; nothing is proposed below it
-FEW_PROMPTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +98,7 @@ class Preflight:
             "disk_mb": found.needed_disk_mb,
             "trainable_parameters": found.trainable_parameters,
             "total_parameters": found.total_parameters,
+            "lengths": {"chosen": found.chosen_length, "rejected": found.rejected_length},
             "cost": self.cost,
             "currency": settings.PRICE_CURRENCY,
         }
@@ -230,7 +230,9 @@ def _warnings(case: _Case, arguments: Arguments, found: Estimate) -> Iterator[st
             f"{found.truncated:,} of {found.used:,} rows are cut at max_length or "
             "max_prompt_length. Raise them to learn from whole texts."
         )
-    if 0 < found.trees < FEW_PROMPTS:
+    if longer := symptoms.length(found.chosen_length, found.rejected_length):
+        yield longer
+    if 0 < found.trees < symptoms.FEW_PROMPTS:
         yield f"{found.trees} prompts are few to learn from; expect it to fit them by heart."
 
 

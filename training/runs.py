@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,11 +178,22 @@ def claim_run(run_id: int) -> uuid.UUID | None:
 
 
 def execute_run(*, run_id: int) -> None:
-    """Execute a waiting run from its directory to its registered version."""
+    """Execute a waiting run from its directory to its registered version.
+
+    The bell may ring for one run while another waits with a higher priority: that one goes first.
+    """
+    first = _most_urgent(run_id)
+    if first != run_id:
+        execute_run(run_id=first)
+        cache.delete(f"run-bell:{run_id}")
+        _ring(run_id)
+        return
     lease = claim_run(run_id)
     if lease is None:
         return
-    run = Run.objects.select_related("snapshot", "start_version__base", "project").get(pk=run_id)
+    run = Run.objects.select_related("snapshot", "start_version__base", "project", "continues").get(
+        pk=run_id
+    )
     mine = Run.objects.filter(pk=run_id, lease=lease, state=Run.State.RUNNING)
     began = time.monotonic()
 
@@ -215,16 +227,51 @@ def execute_run(*, run_id: int) -> None:
         finish(Run.State.FAILED, str(error) or repr(error))
 
 
+def _most_urgent(run_id: int) -> int:
+    """Return the waiting run that should go first: of a higher priority, or this one."""
+    waiting = Run.objects.waiting().filter(priority__gt=_priority(run_id))
+    first = waiting.order_by("-priority", "pk").values_list("pk", flat=True).first()
+    return run_id if first is None else first
+
+
+def _priority(run_id: int) -> int:
+    found = Run.objects.filter(pk=run_id).values_list("priority", flat=True).first()
+    return found or 0
+
+
+def set_priority(*, run: Run, priority: int, by: User | None) -> None:
+    """Say how soon a waiting run goes: the highest first, among equals the oldest."""
+    if not -100 <= priority <= 100:
+        raise ProductError("A priority lies between -100 and 100.")
+    changed = Run.objects.filter(pk=run.pk, state__in=(*Run.WAITING, Run.State.PAUSED))
+    if not changed.update(priority=priority):
+        raise Conflict("Only a run that waits has a priority; this one has begun or ended.")
+    audit(project=run.project, by=by, action="run.priority", target=f"run {run.pk}", to=priority)
+
+
 def _prepare(run: Run) -> Path:
     """Write run.json once; a run that is taken up again keeps its directory and checkpoints."""
     directory = run.directory
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / "run.json"
     if not target.exists():
+        if run.continues is not None:
+            _copy_checkpoints(run.continues, directory)
         draft = directory / ".run.json"
         draft.write_text(json.dumps(_description(run), indent=1, sort_keys=True) + "\n")
         os.replace(draft, target)
     return directory
+
+
+def _copy_checkpoints(before: Run, directory: Path) -> None:
+    """Let a run begin where an earlier one of its round ended; without files it starts afresh."""
+    source, draft = before.directory / "checkpoints", directory / ".checkpoints"
+    if not source.is_dir():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(source, draft)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    os.rename(draft, directory / "checkpoints")
 
 
 def _description(run: Run) -> dict[str, Any]:
@@ -464,11 +511,7 @@ def sweep_runs() -> int:
     )
     for run in silent:
         _interrupt(run, silent.filter(pk=run.pk, lease=run.lease), "Its worker was lost.")
-    waiting = list(
-        Run.objects.filter(
-            state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
-        ).values_list("pk", flat=True)
-    )
+    waiting = Run.objects.waiting().order_by("-priority", "pk").values_list("pk", flat=True)
     return sum(_ring(run_id) for run_id in waiting)
 
 

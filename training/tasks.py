@@ -46,9 +46,10 @@ def tick_schedules() -> None:
 
 @shared_task(name="training.tasks.sweep_runs")
 def sweep_runs() -> None:
-    """Take up runs whose worker fell silent; runs every few seconds."""
-    from training import runs
+    """Take up runs whose worker fell silent, and rounds' next rungs; runs every few seconds."""
+    from training import rounds, runs
 
+    rounds.advance_rounds()
     runs.sweep_runs()
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api, api_lineage, api_retraction, api_schedules
+from training import api, api_lineage, api_retraction, api_rounds, api_schedules
 
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
@@ -40,7 +40,11 @@ urlpatterns = [
     path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),
     path("api/runs/<int:pk>/pause", api.PauseRunView.as_view()),
     path("api/runs/<int:pk>/resume", api.ResumeRunView.as_view()),
+    path("api/runs/<int:pk>/priority", api.RunPriorityView.as_view()),
     path("api/runs/<int:pk>/again", api.RunAgainView.as_view()),
+    path("api/rounds/", api_rounds.RoundsView.as_view()),
+    path("api/rounds/<int:pk>/", api_rounds.RoundView.as_view()),
+    path("api/rounds/<int:pk>/cancel", api_rounds.CancelRoundView.as_view()),
     path("api/evaluations/", api.EvaluationsView.as_view()),
     path("api/evaluations/<int:pk>/", api.EvaluationView.as_view()),
 ]

@@ -18,9 +18,9 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused
 from inference.models import Version
-from training import charts, evaluation, gate, preflight, runs, snapshots
+from training import charts, evaluation, gate, preflight, runs, snapshots, symptoms
 from training.formats import FORMATS
 from training.forms import (
     METHODS,
@@ -230,8 +230,8 @@ def _run_new_context(request: HttpRequest, membership: Membership) -> dict[str, 
     data = request.POST.copy() if request.method == "POST" else None
     if data is not None and data.get("take"):
         take_proposal(data)
-    asked = (request.GET if data is None else data).get("method", METHODS[0])
-    method = asked if asked in METHODS else METHODS[0]
+    wanted = (request.GET if data is None else data).get("method", METHODS[0])
+    method = wanted if wanted in METHODS else METHODS[0]
     initial = {
         "snapshot": request.GET.get("snapshot"),
         "start_version": request.GET.get("start_version"),
@@ -333,9 +333,16 @@ def _run_context(run: Run) -> dict[str, Any]:
     return _status_context(run) | {
         "charts": charts.run_charts(run),
         "notes": run.notes.all(),
+        "symptoms": _symptoms(run),
         "evaluation": run.report.get("evaluation") or {},
         "outcome": _outcome(run),
     }
+
+
+def _symptoms(run: Run) -> list[str]:
+    """Return plain warnings from what the run has logged so far."""
+    metrics = list(run.metrics.order_by("step").values_list("step", "values"))
+    return symptoms.symptoms(metrics, report=run.report, lengths=run.prediction.get("lengths"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,6 +431,66 @@ def run_cancel(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
         return refused(request, "training/run.html", _run_context(run), error)
     messages.success(request, f"Run {run.pk} stops at its next step.")
     return redirect("run", slug, pk)
+
+
+@login_required
+@require_POST
+def run_pause(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Stop a run within one step, to go on later from there."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        runs.pause_run(run=run, by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    messages.success(request, f"Run {run.pk} pauses at its next step.")
+    return redirect("run", slug, pk)
+
+
+@login_required
+@require_POST
+def run_resume(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Queue a paused run again."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        runs.resume_run(run=run, by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    messages.success(request, f"Run {run.pk} goes on when a trainer is free.")
+    return redirect("run", slug, pk)
+
+
+@login_required
+@require_POST
+def run_priority(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Say how soon a waiting run goes."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        wanted = asked(request.POST, "priority")
+        if not wanted.lstrip("-").isdigit():
+            raise ProductError("A priority is a whole number between -100 and 100.")
+        runs.set_priority(run=run, priority=int(wanted[:5]), by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    return redirect("run", slug, pk)
+
+
+@login_required
+@require_GET
+def run_compare(request: HttpRequest, slug: str) -> HttpResponse:
+    """Draw the curves of several runs in one chart a metric: ``?run=1&run=2``."""
+    membership = get_membership(request, slug, Role.LEAD)
+    numbers = [int(one[:9]) for one in request.GET.getlist("run") if one.isdigit()]
+    wanted = list(dict.fromkeys(numbers))[: charts.MAX_COMPARED]
+    rows = Run.objects.filter(project=membership.project)
+    found = rows.select_related("version", "start_version").in_bulk(wanted)
+    compared = [found[number] for number in wanted if number in found]
+    context = {
+        "compared": compared,
+        "charts": charts.compare_charts(compared),
+        "others": rows.exclude(pk__in=found).select_related("version")[:50],
+        "room": len(compared) < charts.MAX_COMPARED,
+    }
+    return render(request, "training/run_compare.html", context)
 
 
 @login_required

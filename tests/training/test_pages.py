@@ -460,7 +460,7 @@ def test_it_filters_runs_by_the_address(
 
 def test_it_draws_curves_that_need_no_script_and_no_network(make_run: Callable[..., Run]) -> None:
     drawn = charts.run_charts(make_run())
-    assert [chart.title for chart in drawn] == [panel.title for panel in charts.PANELS]
+    assert [chart.title for chart in drawn] == [panel.title for panel in charts.PANELS[:4]]
     for chart in drawn:
         root = ElementTree.fromstring(chart.svg)
         assert root.get("viewBox") is not None

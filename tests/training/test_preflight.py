@@ -77,11 +77,9 @@ def test_it_foretells_what_the_engine_then_does(start: Callable[..., Run]) -> No
     assert foretold["total_parameters"] == report["total_parameters"]
     row = Throughput.objects.get()
     assert (row.base, row.method, row.precision) == (run.start_version.base, "dpo", "fp32")
-    assert row.tokens_per_second == pytest.approx(
-        report.get("tokens_per_second", foretold["tokens"] / report["seconds"])
-    )
+    assert row.tokens_per_second == pytest.approx(foretold["tokens"] / report["seconds"])
     again = start()
-    assert again.prediction["training_seconds"] == pytest.approx(report["seconds"], rel=0.5)
+    assert again.prediction["training_seconds"] == pytest.approx(report["seconds"], abs=0.06)
     assert again.prediction["peak_memory_mb"] == pytest.approx(report["peak_memory_mb"], rel=0.02)
 
 

@@ -171,6 +171,8 @@ class Tokens:
     responses: int
     longest: int
     spread: float  # standard deviation of the trees' tokens
+    chosen_length: float  # mean tokens of the chosen responses, over pairs
+    rejected_length: float
     heldout_tokens: int
     heldout_responses: int
     scale: float = 1.0
@@ -190,6 +192,12 @@ def count_tokens(
 ) -> Tokens:
     """Sum up trees; ``rows``, ``used`` and ``truncated`` are those of the training part."""
     sizes = [tree.tokens for tree in trees]
+    pairs = [
+        (len(tree.responses[pair.chosen]), len(tree.responses[pair.rejected]))
+        for tree in trees
+        for pair in tree.pairs
+    ]
+    chosen, rejected = zip(*pairs, strict=True) if pairs else ((0,), (0,))
     return Tokens(
         rows=rows,
         used=used,
@@ -200,6 +208,8 @@ def count_tokens(
         responses=sum(len(tree.responses) for tree in trees),
         longest=max(sizes, default=0),
         spread=statistics.pstdev(sizes) if sizes else 0.0,
+        chosen_length=statistics.fmean(chosen),
+        rejected_length=statistics.fmean(rejected),
         heldout_tokens=sum(tree.tokens for tree in heldout),
         heldout_responses=sum(len(tree.responses) for tree in heldout),
         scale=scale,
@@ -248,6 +258,8 @@ class Estimate:
     trees: int
     tokens: int
     longest: int
+    chosen_length: float
+    rejected_length: float
     trainable_parameters: int
     total_parameters: int
     precision: str
@@ -300,6 +312,8 @@ def estimate(
         trees=trees,
         tokens=learnt,
         longest=tokens.longest,
+        chosen_length=round(tokens.chosen_length, 1),
+        rejected_length=round(tokens.rejected_length, 1),
         trainable_parameters=trainable,
         total_parameters=shape.parameters + (0 if is_full(arguments) else trainable),
         precision=precision,

@@ -74,7 +74,9 @@ NAVIGATION = [
         "Runs",
         "runs",
         Role.LEAD,
-        {"run", "run_new", "run_cancel", "run_again", "schedules", "schedule"},
+        {"run", "run_new", "run_cancel", "run_again", "schedules", "schedule"}
+        | {"run_compare", "run_pause", "run_resume", "run_priority"}
+        | {"rounds", "round", "round_new", "round_cancel"},
     ),
     (
         "Versions",

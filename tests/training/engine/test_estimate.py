@@ -42,6 +42,8 @@ TOKENS = Tokens(
     responses=180,
     longest=400,
     spread=60.0,
+    chosen_length=25.0,
+    rejected_length=25.0,
     heldout_tokens=1000,
     heldout_responses=20,
 )
