@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.db import connection
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from accounts.models import User
 from tests.conftest import PASSWORD
@@ -80,6 +80,8 @@ def sign_in(open_context: Callable[..., BrowserContext]) -> Callable[..., Page]:
     def go(user: User, address: str, **options: Any) -> Page:
         page = open_context(**options).new_page()
         page.goto(f"/login/?next={address}")
+        # A busy machine may give the field its focus after the page is there.
+        expect(page.locator("[name=username]")).to_be_focused()
         page.keyboard.type(user.username)
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)
