@@ -40,7 +40,7 @@ class OutcomeSerializer(serializers.Serializer[Any]):
         return dataclasses.asdict(outcome.accuracy) if outcome.accuracy else None
 
 
-class RoundSerializer(serializers.ModelSerializer[Round]):
+class TrainingRoundSerializer(serializers.ModelSerializer[Round]):
     start_version = serializers.CharField(source="start_version.name")
     state = serializers.CharField(read_only=True)
     outcomes = serializers.SerializerMethodField()
@@ -88,13 +88,13 @@ class RoundsView(ProjectAPIView):
         name = serializers.CharField(max_length=120, allow_blank=True, default="")
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
-    @extend_schema(responses=RoundSerializer(many=True))
+    @extend_schema(responses=TrainingRoundSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List rounds, newest first."""
         rows = Round.objects.filter(project__in=self.projects()).select_related("start_version")
-        return paginated(rows, RoundSerializer, request, self)
+        return paginated(rows, TrainingRoundSerializer, request, self)
 
-    @extend_schema(request=Input, responses={201: RoundSerializer})
+    @extend_schema(request=Input, responses={201: TrainingRoundSerializer})
     def post(self, request: Request) -> Response:
         """Train several methods and settings on one snapshot; all are queued, or none."""
         data = self.Input(data=request.data)
@@ -119,7 +119,7 @@ class RoundsView(ProjectAPIView):
             first_steps=values["first_steps"],
             by=self.user,
         )
-        return Response(RoundSerializer(started).data, status=201)
+        return Response(TrainingRoundSerializer(started).data, status=201)
 
 
 class OneRoundView(ProjectAPIView):
@@ -132,19 +132,19 @@ class OneRoundView(ProjectAPIView):
 
 
 class RoundView(OneRoundView):
-    @extend_schema(responses=RoundSerializer)
+    @extend_schema(responses=TrainingRoundSerializer)
     def get(self, request: Request, pk: int) -> Response:
         """Fetch one round with its ranked outcomes."""
-        return Response(RoundSerializer(self.round(pk)).data)
+        return Response(TrainingRoundSerializer(self.round(pk)).data)
 
 
 class CancelRoundView(OneRoundView):
     scope, role = Scope.MANAGE, Role.ADMIN
 
-    @extend_schema(request=None, responses=RoundSerializer)
+    @extend_schema(request=None, responses=TrainingRoundSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Cancel what has not ended of a round."""
         found = self.round(pk)
         rounds.cancel_round(round=found, by=self.user)
         found.refresh_from_db()
-        return Response(RoundSerializer(found).data)
+        return Response(TrainingRoundSerializer(found).data)
