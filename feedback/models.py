@@ -40,11 +40,6 @@ def random_id() -> int:
     return secrets.randbits(52)
 
 
-class PromptQuerySet(models.QuerySet["Prompt"]):
-    def visible_to(self, user: Any) -> PromptQuerySet:
-        return self.filter(project__memberships__user=user)
-
-
 class Prompt(models.Model):
     """A conversation that ends with the user's turn; the same conversation is kept once."""
 
@@ -56,8 +51,6 @@ class Prompt(models.Model):
     # Nobody judges a withdrawn prompt any more; an erased one has lost its texts, too.
     withdrawn_at = models.DateTimeField(null=True, blank=True)
     erased_at = models.DateTimeField(null=True, blank=True)
-
-    objects = PromptQuerySet.as_manager()
 
     class Meta:
         ordering = ["id"]
@@ -74,10 +67,6 @@ class Prompt(models.Model):
 
 
 class CampaignQuerySet(models.QuerySet["Campaign"]):
-    def visible_to(self, user: Any) -> CampaignQuerySet:
-        """Return the campaigns in the user's projects."""
-        return self.filter(project__memberships__user=user)
-
     def with_progress(self) -> CampaignQuerySet:
         """Add ``slot_count``, ``filled_count`` and ``item_count``; one query.
 
@@ -678,11 +667,6 @@ class Decision(models.Model):
         return f"decision {self.pk} on item {self.item_id}"
 
 
-class CompletionFeedbackQuerySet(models.QuerySet["CompletionFeedback"]):
-    def visible_to(self, user: Any) -> CompletionFeedbackQuerySet:
-        return self.filter(completion__project__memberships__user=user)
-
-
 class CompletionFeedback(models.Model):
     """What somebody said of an answer in use: a thumb, a comment, what they would have liked."""
 
@@ -697,8 +681,6 @@ class CompletionFeedback(models.Model):
     complaint = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
     erased_at = models.DateTimeField(null=True, blank=True)
-
-    objects = CompletionFeedbackQuerySet.as_manager()
 
     class Meta:
         ordering = ["-id"]

@@ -252,22 +252,15 @@ def _write_response(
             messages=item.prompt.messages,
             sampling=sampling,
         )
-        text = generated.text.replace("\x00", "")
-        if text.strip() and text not in others:
+        completion = generated.completion(
+            version=version,
+            source=Completion.Source.CANDIDATE,
+            messages=item.prompt.messages,
+            sampling=sampling,
+        )
+        if completion.text.strip() and completion.text not in others:
             break
-    return Completion(
-        project_id=campaign.project_id,
-        version=version,
-        requested_model=version.name,
-        source=Completion.Source.CANDIDATE,
-        messages=item.prompt.messages,
-        text=text,
-        sampling=sampling,
-        finish_reason=generated.finish_reason,
-        prompt_tokens=generated.prompt_tokens,
-        completion_tokens=generated.completion_tokens,
-        milliseconds=generated.milliseconds,
-    )
+    return completion
 
 
 def _seed(*parts: Any) -> int:

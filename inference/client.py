@@ -11,6 +11,7 @@ import httpx
 from django.conf import settings
 
 from accounts.errors import ProductError, Unavailable
+from inference.models import Completion, Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,29 @@ class Generated:
     prompt_tokens: int
     completion_tokens: int
     milliseconds: float
+
+    def completion(
+        self,
+        *,
+        version: Version,
+        source: Completion.Source,
+        messages: list[dict[str, Any]],
+        sampling: dict[str, Any],
+    ) -> Completion:
+        """Return the unsaved record of this text, without the zero bytes that Postgres refuses."""
+        return Completion(
+            project_id=version.project_id,
+            version=version,
+            requested_model=version.name,
+            source=source,
+            messages=messages,
+            text=self.text.replace("\x00", ""),
+            sampling=sampling,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            milliseconds=self.milliseconds,
+        )
 
 
 def headers() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -32,10 +31,6 @@ class BaseModel(models.Model):
 
 
 class VersionQuerySet(models.QuerySet["Version"]):
-    def visible_to(self, user: Any) -> VersionQuerySet:
-        """Return the versions in the user's projects."""
-        return self.filter(project__memberships__user=user)
-
     def adapters(self) -> VersionQuerySet:
         """Return only what was trained, without the plain bases."""
         return self.exclude(digest="")
@@ -165,12 +160,6 @@ class AliasMove(models.Model):
         return f"{self.alias.name}: {self.from_version} → {self.to_version}"
 
 
-class CompletionQuerySet(models.QuerySet["Completion"]):
-    def visible_to(self, user: Any) -> CompletionQuerySet:
-        """Return the completions in the user's projects."""
-        return self.filter(project__memberships__user=user)
-
-
 class Completion(models.Model):
     """One generated text with everything needed to say where it came from."""
 
@@ -196,8 +185,6 @@ class Completion(models.Model):
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(auto_now_add=True)
-
-    objects = CompletionQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at"]

@@ -265,16 +265,9 @@ def _answer(
         messages=prompt.messages,
         sampling=sampling,
     )
-    return Completion(
-        project_id=evaluation.project_id,
+    return generated.completion(
         version=version,
-        requested_model=version.name,
         source=Completion.Source.EVALUATION,
         messages=prompt.messages,
-        text=generated.text,
         sampling=sampling,
-        finish_reason=generated.finish_reason,
-        prompt_tokens=generated.prompt_tokens,
-        completion_tokens=generated.completion_tokens,
-        milliseconds=generated.milliseconds,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from datetime import time
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -21,10 +20,6 @@ from training.options import Kind
 
 
 class SnapshotQuerySet(models.QuerySet["Snapshot"]):
-    def visible_to(self, user: Any) -> SnapshotQuerySet:
-        """Return the snapshots in the user's projects."""
-        return self.filter(project__memberships__user=user)
-
     def usable(self) -> SnapshotQuerySet:
         """Return those to train and measure on: ready, and none of their judgements retracted."""
         return self.filter(state=Snapshot.State.READY, stale_at__isnull=True)
@@ -156,10 +151,6 @@ class Round(models.Model):
 
 
 class RunQuerySet(models.QuerySet["Run"]):
-    def visible_to(self, user: Any) -> RunQuerySet:
-        """Return the runs in the user's projects."""
-        return self.filter(project__memberships__user=user)
-
     def live(self) -> RunQuerySet:
         """Return the runs that are neither done nor given up."""
         return self.filter(state__in=Run.LIVE)
