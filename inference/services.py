@@ -131,14 +131,24 @@ def _store_adapter(folder: Path, digest: str) -> str:
     return relative
 
 
-def load_on_engines(version: Version) -> None:
-    """Make every engine ready to serve this version; a plain base always is."""
+def check_servable(version: Version) -> None:
+    """Raise ProductError for what no engine of ours can write answers with."""
+    if version.method == "reward":
+        raise ProductError(
+            "A reward model scores answers and writes none, so it cannot serve. Promote a version "
+            "of another method."
+        )
     if version.is_full:
         raise ProductError(
             f"{version.name} is not servable here: it is a whole model, and the engines serve "
             "adapters on the base that they hold. Download it and serve it by itself, or train "
             "with tuning lora."
         )
+
+
+def load_on_engines(version: Version) -> None:
+    """Make every engine ready to serve this version; a plain base always is."""
+    check_servable(version)
     if not version.is_base:
         client.load_adapter(name=version.served_name, path=str(version.folder))
 
@@ -170,6 +180,7 @@ def promote(
 
     A version that the gate does not propose needs a written reason, which the ledger keeps.
     """
+    check_servable(version)
     found = verdict(version, alias_name)
     if not found.proposed and not why.strip():
         named = Alias.objects.filter(project=project, name=alias_name, version=version)
@@ -239,11 +250,6 @@ def _move(
 ) -> AliasMove:
     if version.project_id != project.pk:
         raise ProductError("This version belongs to another project.")
-    if version.method == "reward":
-        raise ProductError(
-            "A reward model scores answers and writes none, so it cannot serve. Promote a version "
-            "of another method."
-        )
     started = time.monotonic()
     load_on_engines(version)
     with transaction.atomic():
