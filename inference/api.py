@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
-from django.http import FileResponse, Http404
+from django.http import Http404
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts import downloads
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
@@ -114,15 +116,16 @@ class VersionFilesView(OneVersionView):
 
 
 class VersionFileView(OneVersionView):
-    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
-    def get(self, request: Request, pk: int, name: str) -> FileResponse:
-        """Download one file of an adapter."""
+    @extend_schema(parameters=downloads.RANGE_HEADERS, responses=downloads.RANGE_RESPONSES)
+    def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
+        """Download one file of an adapter; resumes by range."""
         version = self.version(pk)
         if version.is_base:
             raise Http404
         for path in version.folder.iterdir():  # only what is listed, so no path can be smuggled in
             if path.is_file() and path.name == name:
-                return FileResponse(path.open("rb"), as_attachment=True, filename=name)
+                identity = f"{version.digest}/{quote(name)}"
+                return downloads.send_file(request, path, identity=identity)
         raise Http404
 
 

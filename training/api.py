@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
-from asgiref.sync import sync_to_async
-from django.http import FileResponse, Http404, StreamingHttpResponse
+from django.http import Http404
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts import downloads
 from accounts.access import ProjectAPIView
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback.models import Campaign
+from inference.artifacts import file_digest
 from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots
 from training.evaluation import so_far
@@ -116,38 +115,34 @@ class SnapshotView(OneSnapshotView):
 
 
 class SnapshotFileView(OneSnapshotView):
-    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
-    def get(self, request: Request, pk: int, name: str) -> FileResponse:
-        """Download train.parquet, heldout.parquet or manifest.json."""
+    @extend_schema(parameters=downloads.RANGE_HEADERS, responses=downloads.RANGE_RESPONSES)
+    def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
+        """Download train.parquet, heldout.parquet or manifest.json; resumes by range."""
         snapshot = self.snapshot(pk)
+        path = snapshot.folder / name
         if snapshot.state != Snapshot.State.READY or name not in (
             "train.parquet",
             "heldout.parquet",
             "manifest.json",
         ):
             raise Http404
-        return FileResponse((snapshot.folder / name).open("rb"), as_attachment=True, filename=name)
-
-
-class StreamedFile(StreamingHttpResponse):
-    """A file written while it is sent, by WSGI and ASGI alike, with flat memory.
-
-    Django's own response would collect a plain iterator whole before ASGI sends it.
-    """
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        parts = iter(self)
-        while (part := await sync_to_async(partial(next, parts, None))()) is not None:
-            yield part
+        if not path.is_file():
+            raise Http404
+        # The manifest has the digests of the other files, and is short.
+        identity = snapshot.manifest.get("files", {}).get(name) or file_digest(path)
+        return downloads.send_file(request, path, identity=identity)
 
 
 class SnapshotExportView(OneSnapshotView):
     @extend_schema(
-        parameters=[OpenApiParameter("part", enum=["train", "heldout"], default="train")],
-        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+        parameters=[
+            OpenApiParameter("part", enum=["train", "heldout"], default="train"),
+            *downloads.RANGE_HEADERS,
+        ],
+        responses=downloads.RANGE_RESPONSES,
     )
-    def get(self, request: Request, pk: int, name: str) -> StreamedFile:
-        """Download the training or held-out rows in another tool's format."""
+    def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
+        """Download the training or held-out rows in another tool's format; resumes by range."""
         snapshot = self.snapshot(pk)
         part = request.query_params.get("part", "train")
         path = snapshot.folder / f"{part}.parquet"
@@ -161,12 +156,13 @@ class SnapshotExportView(OneSnapshotView):
                 f"The rows of this snapshot cannot be written as {name}; its page lists the "
                 "formats that they can be written in."
             )
-        response = StreamedFile(
-            formats.blocks(formats.export(path, name)), content_type=chosen.content_type
+        return downloads.send_made(
+            request,
+            lambda: formats.blocks(formats.export(path, name)),
+            identity=formats.identity(snapshot, part, name),
+            filename=chosen.filename(snapshot.pk, part),
+            content_type=chosen.content_type,
         )
-        filename = chosen.filename(snapshot.pk, part)
-        response["Content-Disposition"] = f'attachment; filename="{filename}"'
-        return response
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):

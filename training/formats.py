@@ -27,6 +27,8 @@ Row = dict[str, Any]
 Message = dict[str, str]
 ROWS_PER_BATCH = 500
 BLOCK_BYTES = 65_536
+# What was begun with other code is not gone on with.
+CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
 
@@ -41,6 +43,8 @@ class Format:
     kinds: tuple[str, ...] = (Kind.PREFERENCE,)
     # Puts rankings together again, so it needs all pairs of each.
     whole_rankings: bool = False
+    # The same snapshot is always written the same; not so where the database is asked.
+    fixed: bool = True
 
     def fits(self, snapshot: Snapshot) -> bool:
         """Say whether the rows of this snapshot can be written so."""
@@ -61,6 +65,13 @@ class Format:
 def export(path: Path, name: str) -> Iterator[bytes]:
     """Yield the part of a snapshot at ``path`` in the format ``name``, a row or so at a time."""
     return FORMATS[name].write(read_rows(path))
+
+
+def identity(snapshot: Snapshot, part: str, name: str) -> str | None:
+    """Return what stands for the bytes of an export; None where they may change."""
+    if not FORMATS[name].fixed:
+        return None
+    return hashlib.sha256(f"{snapshot.digest}\n{part}\n{name}\n{CODE}".encode()).hexdigest()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -406,7 +417,11 @@ FORMATS = {
             write=_json_lines(helpsteer),
         ),
         Format(
-            name="arena", label="Arena battles", extension="jsonl", write=_json_lines(arena_battles)
+            name="arena",
+            label="Arena battles",
+            extension="jsonl",
+            write=_json_lines(arena_battles),
+            fixed=False,
         ),
         Format(name="csv", label="CSV", extension="csv", write=csv_table, kinds=tuple(Kind)),
     )

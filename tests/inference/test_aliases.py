@@ -185,6 +185,26 @@ def test_rest_lists_fetches_and_downloads_versions(
     assert client.get(f"/api/versions/{version.pk}/files/..%2Fsecret").status_code == 404
 
 
+def test_an_adapter_downloads_in_two_halves(
+    register: Callable[[int], Version],
+    annotator: User,
+    stranger: User,
+    api: Callable[..., APIClient],
+) -> None:
+    version, client = register(1), api(annotator)
+    weights = (version.folder / "adapter_model.safetensors").read_bytes()
+    path = f"/api/versions/{version.pk}/files/adapter_model.safetensors"
+    first = client.get(path, headers={"Range": "bytes=0-49"})
+    asked = {"Range": "bytes=50-", "If-Range": first["ETag"]}
+    second = client.get(path, headers=asked)
+    assert (first.status_code, second.status_code) == (206, 206)
+    assert b"".join(first) + b"".join(second) == weights  # type: ignore[arg-type]
+    other = f"/api/versions/{register(2).pk}/files/adapter_model.safetensors"
+    assert client.get(other, headers=asked).status_code == 200, "other bytes: the whole"
+    elsewhere = stranger.memberships.get().project
+    assert api(stranger, of=elsewhere).get(path, headers=asked).status_code == 404
+
+
 def test_rest_moves_need_an_admin(
     register: Callable[[int], Version],
     project: Project,

@@ -15,6 +15,7 @@ from django.urls import reverse
 from rest_framework.test import APIClient
 from trl.data_utils import extract_prompt, is_conversational, unpair_preference_dataset
 
+from accounts.downloads import StreamedFile
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, text_digest
 from feedback.services import add_prompts
@@ -260,8 +261,6 @@ def test_rest_streams_every_format(
 
 
 async def test_it_streams_the_same_bytes_by_asgi() -> None:
-    from training.api import StreamedFile
-
     made: list[int] = []
 
     def parts() -> Any:
