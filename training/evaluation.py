@@ -19,7 +19,7 @@ from feedback.services import GENERATION_THREADS
 from inference import client
 from inference.models import Completion, Version
 from inference.services import load_on_engines
-from training import judges, labelled
+from training import judges, labelled, leases
 from training.judges import Answers, Comparison
 from training.models import Evaluation, Snapshot
 from training.snapshots import heldout_prompts, heldout_references
@@ -113,23 +113,42 @@ def start_evaluation(
 
 
 def evaluate(*, evaluation_id: int) -> Evaluation:
-    """Generate with both versions, have each pair judged, store the win rate."""
+    """Generate with both versions, have each pair judged, store the win rate.
+
+    Left alone where another worker does so, or where it is done.
+    """
     evaluation = Evaluation.objects.select_related(
         "challenger__base", "champion__base", "reward_version__base", "snapshot", "project"
     ).get(pk=evaluation_id)
     if evaluation.judge == Evaluation.Judge.PEOPLE:
         return evaluation  # its campaign's judgements come when they come
-    mine = Evaluation.objects.filter(pk=evaluation_id)
-    mine.update(state=Evaluation.State.RUNNING, reason="", compared=0)
+    rows = Evaluation.objects.filter(pk=evaluation_id)
+    lease = leases.claim(rows, held=Evaluation.State.RUNNING)
+    if lease is None:
+        return evaluation
+    mine = rows.filter(lease=lease, state=Evaluation.State.RUNNING)
+    mine.update(compared=0)
     try:
-        answers = _answers(evaluation)
-        result = summarise(evaluation, _judged(evaluation, answers))
+        with leases.keep(mine):
+            answers = _answers(evaluation)
+            result = summarise(evaluation, _judged(evaluation, answers))
     except (ProductError, Unavailable) as error:
         mine.update(state=Evaluation.State.FAILED, reason=error.message[:500])
     else:
         mine.update(state=Evaluation.State.DONE, result=result)
     evaluation.refresh_from_db()
     return evaluation
+
+
+def sweep_evaluations() -> int:
+    """Queue again what silent workers were comparing; return how many."""
+    from training.tasks import evaluate
+
+    # People's are nobody's to hold: they have no heartbeat.
+    lost = leases.take_back(Evaluation.objects.all(), held=Evaluation.State.RUNNING)
+    for evaluation_id in lost:
+        evaluate.delay(evaluation_id)
+    return len(lost)
 
 
 def settle_evaluations() -> int:

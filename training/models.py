@@ -25,7 +25,18 @@ class SnapshotQuerySet(models.QuerySet["Snapshot"]):
         return self.filter(state=Snapshot.State.READY, stale_at__isnull=True)
 
 
-class Snapshot(models.Model):
+class Leased(models.Model):
+    """What one worker makes at a time; ``training.leases`` moves these fields."""
+
+    lease = models.UUIDField(null=True, blank=True)
+    heartbeat_at = models.DateTimeField(null=True, blank=True)
+    attempts = models.PositiveSmallIntegerField(default=0, db_default=0)
+
+    class Meta:
+        abstract = True
+
+
+class Snapshot(Leased):
     """An immutable, hashed set of preference pairs; the files never change once it is ready."""
 
     class State(models.TextChoices):
@@ -338,7 +349,7 @@ class Throughput(models.Model):
         return f"{self.method} on {self.machine}: {self.tokens_per_second:.0f} tokens/s"
 
 
-class Evaluation(models.Model):
+class Evaluation(Leased):
     """A challenger against a champion on held-out prompts."""
 
     class State(models.TextChoices):

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
 from feedback.models import Campaign, Prompt
-from training import lineage, near
+from training import leases, lineage, near
 from training.ledger import Exclusion, Ledger
 from training.models import Snapshot
 from training.options import Kind, Options, Votes
@@ -40,6 +39,7 @@ from training.sources import Scope, competences
 
 FORMAT = "laurel-rows-3"
 PARTS = ("train", "heldout")
+DRAFT = ".draft-"
 EVALUATION_TAG = "evaluation"
 NOTHING = {
     Kind.PREFERENCE: "no pair",
@@ -85,28 +85,32 @@ def create_snapshot(
 
 
 def build_snapshot(*, snapshot_id: int) -> Snapshot:
-    """Write a queued snapshot's files and mark it ready; a crash leaves it unfinished."""
+    """Write a queued snapshot's files and mark it ready; left alone where another worker does so.
+
+    A crash leaves it unfinished, for ``sweep_builds`` to queue again.
+    """
+    state = Snapshot.State
+    lease = leases.claim(Snapshot.objects.filter(pk=snapshot_id), held=state.BUILDING)
     snapshot = Snapshot.objects.get(pk=snapshot_id)
-    if snapshot.state == Snapshot.State.READY:
+    if lease is None:
         return snapshot
-    Snapshot.objects.filter(pk=snapshot_id).update(state=Snapshot.State.BUILDING, reason="")
-    root = Path(settings.ARTIFACTS_DIR) / "snapshots"
-    draft = root / f".draft-{uuid.uuid4().hex}"
+    mine = Snapshot.objects.filter(pk=snapshot_id, state=state.BUILDING, lease=lease)
+    root = _root()
+    draft = root / f"{DRAFT}{lease.hex}"
     try:
-        draft.mkdir(parents=True)
-        manifest = _write(snapshot, draft)
-        path = _publish(draft, root, manifest["digest"])
+        with leases.keep(mine):
+            draft.mkdir(parents=True)
+            manifest = _write(snapshot, draft)
+            path = _publish(draft, root, manifest["digest"])
     except Exception as error:  # whatever it is, the page has to say that it will not come
-        Snapshot.objects.filter(pk=snapshot_id).update(
-            state=Snapshot.State.FAILED, reason=_plain_reason(error)[:500]
-        )
+        mine.update(state=state.FAILED, reason=_plain_reason(error)[:500])
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     with transaction.atomic():
         lineage.lock(snapshot.project_id)  # a retraction sees this snapshot, or is seen by it
-        ready = Snapshot.objects.filter(pk=snapshot_id, state=Snapshot.State.BUILDING).update(
-            state=Snapshot.State.READY,
+        ready = mine.update(
+            state=state.READY,
             digest=manifest["digest"],
             path=str(path.relative_to(settings.ARTIFACTS_DIR)),
             manifest=manifest,
@@ -116,6 +120,26 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
         snapshot.refresh_from_db()
         lineage.record_sources(snapshot=snapshot)
     return snapshot
+
+
+def sweep_builds() -> int:
+    """Queue again what silent workers were building, delete their drafts; return how many."""
+    from training.tasks import build_snapshot
+
+    lost = leases.take_back(Snapshot.objects.all(), held=Snapshot.State.BUILDING)
+    for snapshot_id in lost:
+        build_snapshot.delay(snapshot_id)
+    drafts = list(_root().glob(f"{DRAFT}*"))  # before the leases: a draft comes after its lease
+    building = Snapshot.objects.filter(state=Snapshot.State.BUILDING, lease__isnull=False)
+    kept = {f"{DRAFT}{lease.hex}" for lease in building.values_list("lease", flat=True) if lease}
+    for draft in drafts:
+        if draft.name not in kept:
+            shutil.rmtree(draft, ignore_errors=True)
+    return len(lost)
+
+
+def _root() -> Path:
+    return Path(settings.ARTIFACTS_DIR) / "snapshots"
 
 
 def _plain_reason(error: Exception) -> str:

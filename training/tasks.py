@@ -53,6 +53,15 @@ def sweep_runs() -> None:
     runs.sweep_runs()
 
 
+@shared_task(name="training.tasks.sweep_builds")
+def sweep_builds() -> None:
+    """Take up snapshots and evaluations whose worker fell silent; runs every few seconds."""
+    from training import evaluation, snapshots
+
+    snapshots.sweep_builds()
+    evaluation.sweep_evaluations()
+
+
 @shared_task(name="training.tasks.settle_evaluations")
 def settle_evaluations() -> None:
     """Finish comparisons by people whose judgements are all in; runs every few seconds."""

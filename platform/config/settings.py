@@ -211,6 +211,7 @@ CELERY_BEAT_SCHEDULE = {
     "advance rebuilds": {"task": "training.tasks.advance_rebuilds", "schedule": 10.0},
     "tick schedules": {"task": "training.tasks.tick_schedules", "schedule": 15.0},
     "sweep runs": {"task": "training.tasks.sweep_runs", "schedule": 10.0},
+    "sweep builds": {"task": "training.tasks.sweep_builds", "schedule": 10.0},
     "settle evaluations": {"task": "training.tasks.settle_evaluations", "schedule": 10.0},
     "resume stalled generations": {
         "task": "feedback.tasks.resume_stalled_generations",

@@ -9,18 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models.functions import Now
 
 from accounts.models import Project, User
 from feedback.models import Campaign, Response
 from tests.training.test_snapshots import judge_all, strict
+from training import leases
 from training.models import Snapshot
-from training.snapshots import build_snapshot
+from training.snapshots import build_snapshot, sweep_builds
 
 # One row a row group: slow enough to be killed between two of them.
 BUILD = """
@@ -91,12 +94,46 @@ def test_a_killed_build_leaves_nothing_finished(judged: Snapshot, settings: Any)
     judged.refresh_from_db()
     assert (judged.state, judged.digest, judged.path) == (Snapshot.State.BUILDING, "", "")
     assert finished(settings.ARTIFACTS_DIR) == []
+    [draft] = (settings.ARTIFACTS_DIR / "snapshots").iterdir()
+    early = build_snapshot(snapshot_id=judged.pk)
+    assert early.state == Snapshot.State.BUILDING, "until it is silent, another may be building it"
+    assert (sweep_builds(), draft.exists()) == (0, True)
+    Snapshot.objects.update(heartbeat_at=Now() - timedelta(minutes=1))
+    assert (sweep_builds(), draft.exists()) == (1, False)
     again = build_snapshot(snapshot_id=judged.pk)
     assert again.state == Snapshot.State.READY
     assert again.manifest["ledger"]["exported"] == 60
     assert {file.name for file in finished(settings.ARTIFACTS_DIR)} == {
         "train.parquet", "heldout.parquet", "manifest.json",
     }  # fmt: skip
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heart_beats_through_a_long_transaction(judged: Snapshot, settings: Any) -> None:
+    settings.RUN_HEARTBEAT_SECONDS = 0.05
+    rows = Snapshot.objects.filter(pk=judged.pk)
+    silent = rows.filter(heartbeat_at__lt=Now() - timedelta(seconds=30))
+    assert leases.claim(rows, held=Snapshot.State.BUILDING)
+    rows.update(heartbeat_at=Now() - timedelta(minutes=1))
+    assert silent.exists()
+    with leases.keep(rows), transaction.atomic():
+        deadline = time.monotonic() + 10
+        while silent.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert sweep_builds() == 0
+
+
+def test_what_is_lost_again_and_again_is_given_up(judged: Snapshot, settings: Any) -> None:
+    long_ago = Now() - timedelta(minutes=1)
+    for attempt in range(settings.RUN_MAX_ATTEMPTS):
+        assert leases.claim(Snapshot.objects.all(), held=Snapshot.State.BUILDING)
+        Snapshot.objects.update(heartbeat_at=long_ago)
+        assert sweep_builds() == (attempt < settings.RUN_MAX_ATTEMPTS - 1)
+    judged.refresh_from_db()
+    assert judged.state == Snapshot.State.FAILED
+    assert "lost 5 times" in judged.reason
+    assert build_snapshot(snapshot_id=judged.pk).state == Snapshot.State.FAILED
 
 
 def test_a_full_disk_fails_the_build_and_says_so(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 from rest_framework.test import APIClient
@@ -17,8 +19,13 @@ from feedback.models import Campaign, Response
 from inference import client, services
 from inference.models import Alias, AliasMove, Completion, Version
 from tests.training.test_pages import snapshot, version  # noqa: F401
-from training import gate, labelled
-from training.evaluation import settle_evaluations, start_evaluation
+from training import gate, labelled, leases
+from training.evaluation import (
+    evaluate,
+    settle_evaluations,
+    start_evaluation,
+    sweep_evaluations,
+)
 from training.models import Evaluation, Snapshot
 from training.statistics import fragility, length_controlled
 
@@ -151,6 +158,25 @@ def test_people_judge_blind_and_their_judgements_are_the_result(
     assert made.state == Evaluation.State.DONE
     assert made.result["win_rate"]["value"] == 1.0
     assert made.result["win_rate"]["n"] == campaign.items.count()
+
+
+def test_a_comparison_whose_worker_was_lost_is_taken_up_again(compare: Compare) -> None:
+    lost, people, done = compare(0.6), compare(0.6), compare(0.6)
+    Evaluation.objects.filter(pk=lost.pk).update(state=Evaluation.State.QUEUED, result={})
+    Evaluation.objects.filter(pk=people.pk).update(
+        state=Evaluation.State.RUNNING, judge=Evaluation.Judge.PEOPLE
+    )
+    held = Evaluation.objects.filter(pk=lost.pk)
+    assert leases.claim(held, held=Evaluation.State.RUNNING)
+    assert sweep_evaluations() == 0
+    assert evaluate(evaluation_id=lost.pk).state == Evaluation.State.RUNNING, "by its holder"
+    held.update(heartbeat_at=Now() - timedelta(minutes=1))
+    assert sweep_evaluations() == 1
+    assert evaluate(evaluation_id=lost.pk).state == Evaluation.State.FAILED, "no engine answers"
+    assert held.get().attempts == 2
+    assert evaluate(evaluation_id=done.pk).result == done.result
+    people.refresh_from_db()
+    assert people.state == Evaluation.State.RUNNING
 
 
 def answered(campaign: Campaign, *versions: Version) -> None:
