@@ -19,6 +19,7 @@ from accounts.errors import TooLarge
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback import assignment, extras, importing, live, obstacles, services
+from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -32,10 +33,19 @@ from inference.models import Completion
 T = TypeVar("T")
 
 
+class DocumentSerializer(serializers.Serializer[Any]):
+    """A text that the model is given to read before it answers."""
+
+    title = serializers.CharField(max_length=MAX_TITLE)
+    text = serializers.CharField(max_length=MAX_TEXT, trim_whitespace=False)
+
+
 class PromptSerializer(serializers.ModelSerializer[Prompt]):
+    documents = DocumentSerializer(many=True, read_only=True)
+
     class Meta:
         model = Prompt
-        fields = ["id", "messages", "digest", "tags", "created_at"]
+        fields = ["id", "messages", "documents", "digest", "tags", "created_at"]
 
 
 class PromptsView(ProjectAPIView):
@@ -49,6 +59,11 @@ class PromptsView(ProjectAPIView):
             help_text="Texts, or conversations as lists of {role, content}.",
         )
         tags = serializers.ListField(child=serializers.CharField(max_length=60), default=list)
+        documents = DocumentSerializer(
+            many=True,
+            default=list,
+            help_text=f"At most {MAX_DOCUMENTS}, given with each of the prompts in a system turn.",
+        )
 
     @extend_schema(responses=PromptSerializer(many=True))
     def get(self, request: Request) -> Response:
@@ -266,6 +281,7 @@ def task_json(task: assignment.Task, campaign: Campaign) -> dict[str, Any]:
         "kind": campaign.kind,
         "extras": extras.stored(campaign.extras).as_dict(),
         "messages": task.messages,
+        "documents": task.documents,
         "responses": [{"id": r.pk, "text": r.text} for r in task.responses],
     }
 
@@ -285,6 +301,7 @@ class TaskOutput(serializers.Serializer[Any]):
     kind = serializers.CharField()
     extras = ExtrasOutput()
     messages = serializers.ListField(child=serializers.DictField())
+    documents = DocumentSerializer(many=True, help_text="They stand in the messages, too.")
     responses = ResponseOutput(many=True)
 
 

@@ -23,6 +23,7 @@ from accounts.errors import Conflict, ProductError, TooLarge
 from accounts.models import Membership, User
 from accounts.statements import one_row
 from feedback import extras, probes
+from feedback.documents import Document, detach
 from feedback.leases import BARRED, lease_end
 from feedback.models import (
     MAX_COMMENT,
@@ -83,7 +84,8 @@ WITH held AS (
 ), task AS (
   SELECT * FROM held UNION ALL SELECT * FROM taken
 )
-SELECT task.*, prompt.messages, responses.ids, responses.positions, responses.texts
+SELECT task.*, prompt.messages, prompt.documents, responses.ids, responses.positions,
+       responses.texts
   FROM task
   JOIN feedback_item AS item ON item.id = task.item_id
   JOIN feedback_prompt AS prompt ON prompt.id = item.prompt_id
@@ -148,7 +150,13 @@ class Task:
 
     slot: Slot
     messages: list[dict[str, str]]
+    documents: list[Document]
     responses: list[Response]
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """Return the conversation without what its documents became."""
+        return detach(self.messages, self.documents)
 
     @property
     def client_id(self) -> uuid.UUID:
@@ -244,7 +252,7 @@ def _take(campaign: Campaign, annotator: User) -> Task | None:
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    *slot_values, messages, ids, positions, texts = row
+    *slot_values, messages, documents, ids, positions, texts = row
     slot = Slot.from_db(None, _SLOT_FIELDS, slot_values)
     by_position = {
         position: Response.from_db(
@@ -255,6 +263,7 @@ def _task(row: tuple[Any, ...]) -> Task:
     return Task(
         slot=slot,
         messages=json.loads(messages),
+        documents=json.loads(documents),
         responses=[by_position[position] for position in slot.order],
     )
 

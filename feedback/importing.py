@@ -32,6 +32,7 @@ from django.utils import timezone
 from accounts.errors import Conflict, ProductError, TooLarge
 from accounts.models import Project, User
 from accounts.services import audit
+from feedback.documents import Document, attach, detach, read_documents
 from feedback.models import Campaign, Item, Judgement, Response, Slot, text_digest
 from feedback.services import ROLES, check_messages
 
@@ -80,6 +81,8 @@ PARTS = {
     "label": ("label",),
     "context": ("input",),
     "strength": ("strength", "margin"),
+    # A column “context” is a conversation as often; a person may say that it is documents.
+    "documents": ("documents",),
 }
 ORIGINS = ("judgement_id", "prompt_id", "weight", "tools", "parallel_tool_calls")
 
@@ -101,6 +104,8 @@ class Entry:
     texts: tuple[str, ...] = ()
     thumb: int | None = None
     strength: int | None = None
+    # What stands in the first turn of the prompt.
+    documents: list[Document] = field(default_factory=list)
     # Digests of the prompt, and of all that the row says.
     prompt_digest: str = field(init=False, default="")
     said: str = field(init=False, default="")
@@ -109,6 +114,11 @@ class Entry:
         object.__setattr__(self, "prompt_digest", text_digest(self.prompt))
         said = text_digest([self.prompt_digest, list(self.texts), self.thumb])
         object.__setattr__(self, "said", said)
+
+    @property
+    def turns(self) -> list[Message]:
+        """Return the prompt without what its documents became."""
+        return detach(self.prompt, self.documents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,6 +420,7 @@ class _Reader:
 
     def entry(self, row: Row) -> Entry:
         value = {part: row.values.get(name) for part, name in self.mapping.items()}
+        documents = _documents(value.get("documents"))
         if self.layout == Layout.COMPARISONS:
             prompt, chosen, rejected = self._pair(value)
             if not chosen.strip() or not rejected.strip():
@@ -417,15 +428,21 @@ class _Reader:
             if chosen == rejected:
                 raise _LeftOut("both answers are the same")
             return Entry(
-                row.line, prompt, (chosen, rejected), strength=_strength(value.get("strength"))
+                row.line,
+                attach(prompt, documents),
+                (chosen, rejected),
+                strength=_strength(value.get("strength")),
+                documents=documents,
             )
         if self.layout == Layout.PROMPTS:
-            return Entry(row.line, self._prompt(value))
+            return Entry(row.line, attach(self._prompt(value), documents), documents=documents)
         prompt, answer = self._answered(value)
         if not answer.strip():
             raise _LeftOut("an answer is empty")
         thumb = _thumb(value["label"]) if self.layout == Layout.LABELS else 1
-        return Entry(row.line, prompt, (answer,), thumb=thumb)
+        return Entry(
+            row.line, attach(prompt, documents), (answer,), thumb=thumb, documents=documents
+        )
 
     def _prompt(self, value: dict[str, Any]) -> list[Message]:
         prompt = conversation(value.get("prompt"))
@@ -502,6 +519,13 @@ def _last_answer(turns: list[Message]) -> str:
     if any(turn["role"] != "assistant" for turn in turns):
         raise _LeftOut("the conversations differ before the last answer")
     return check_text("\n\n".join(turn["content"] for turn in turns))
+
+
+def _documents(value: Any) -> list[Document]:
+    try:
+        return read_documents(value)
+    except ProductError as error:
+        raise _BadRow(error.message) from None
 
 
 def check_prompt(messages: list[Message]) -> list[Message]:
@@ -690,17 +714,22 @@ def _there(query: str, values: Sequence[Any]) -> set[Any]:
 
 def _prompt_ids(project: Project, entries: list[tuple[uuid.UUID, Entry]]) -> dict[str, int]:
     """Return the ids of the entries' prompts by digest, storing those that are new."""
-    prompts = {entry.prompt_digest: entry.prompt for _, entry in entries}
+    prompts = {entry.prompt_digest: entry for _, entry in entries}
     with connection.cursor() as cursor:
         cursor.execute(
-            "CREATE TEMPORARY TABLE incoming (digest varchar(64), messages jsonb) ON COMMIT DROP"
+            "CREATE TEMPORARY TABLE incoming"
+            " (digest varchar(64), messages jsonb, documents jsonb) ON COMMIT DROP"
         )
         with cursor.copy("COPY incoming FROM STDIN") as copy:
-            for digest, messages in prompts.items():
-                copy.write_row((digest, json.dumps(messages, ensure_ascii=False)))
+            for digest, entry in prompts.items():
+                texts = (
+                    json.dumps(each, ensure_ascii=False) for each in (entry.prompt, entry.documents)
+                )
+                copy.write_row((digest, *texts))
         cursor.execute(
-            "INSERT INTO feedback_prompt (project_id, messages, digest, tags, created_at)"
-            " SELECT %s, messages, digest, '{import}', now() FROM incoming"
+            "INSERT INTO feedback_prompt"
+            " (project_id, messages, documents, digest, tags, created_at)"
+            " SELECT %s, messages, documents, digest, '{import}', now() FROM incoming"
             " ON CONFLICT (project_id, digest) DO NOTHING",
             [project.pk],
         )

@@ -18,6 +18,7 @@ from django.db.models.functions import Cast, Coalesce, Now
 from django.utils import timezone
 
 from accounts.models import Event, Project, User, WebhookMessage
+from feedback.documents import detach
 from inference.models import Completion
 
 MAX_COMMENT = 10_000
@@ -25,6 +26,7 @@ MAX_CORRECTION = 50_000
 MAX_RESPONSES = 9
 UNDO_WINDOW = timedelta(minutes=10)
 EMPTY = models.Value({}, models.JSONField())
+NONE = models.Value([], models.JSONField())
 # One in so many tasks; below two, gold and repeats would stand next to each other.
 LEAST_EVERY = 4
 
@@ -44,7 +46,9 @@ class Prompt(models.Model):
     """A conversation that ends with the user's turn; the same conversation is kept once."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="prompts")
+    # As the model reads it; what ``documents`` became stands in the first turn.
     messages = models.JSONField()
+    documents = models.JSONField(default=list, blank=True, db_default=NONE)
     digest = models.CharField(max_length=64)
     tags = ArrayField(models.CharField(max_length=60), default=list, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -55,7 +59,11 @@ class Prompt(models.Model):
     class Meta:
         ordering = ["id"]
         constraints = [
-            models.UniqueConstraint(fields=["project", "digest"], name="prompt_once_per_project")
+            models.UniqueConstraint(fields=["project", "digest"], name="prompt_once_per_project"),
+            models.CheckConstraint(
+                condition=Q(erased_at=None) | Q(documents=[]),
+                name="an_erased_prompt_has_no_documents",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -64,6 +72,11 @@ class Prompt(models.Model):
     @property
     def last_turn(self) -> str:
         return str(self.messages[-1]["content"]) if self.messages else ""
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """Return the conversation without what its documents became."""
+        return detach(self.messages, self.documents)
 
 
 class CampaignQuerySet(models.QuerySet["Campaign"]):

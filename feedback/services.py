@@ -19,6 +19,7 @@ from accounts.models import Event, Project, User, Webhook
 from accounts.services import audit
 from accounts.webhooks import emit
 from feedback.assignment import make_slots
+from feedback.documents import MAX_COPIED, attach, check_documents
 from feedback.extras import define
 from feedback.models import (
     MAX_COMMENT,
@@ -67,19 +68,34 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
 
 
 def add_prompts(
-    *, project: Project, prompts: Sequence[Any], tags: Sequence[str] = ()
+    *,
+    project: Project,
+    prompts: Sequence[Any],
+    tags: Sequence[str] = (),
+    documents: Sequence[Any] = (),
 ) -> list[Prompt]:
-    """Return the prompts, stored once each, in the order given; all of them or none."""
+    """Return the prompts, stored once each, in the order given; all of them or none.
+
+    Every one of them is given the documents. Errors: ProductError, TooLarge.
+    """
+    given = check_documents(documents)
+    if sum(len(document["text"]) for document in given) * len(prompts) > MAX_COPIED:
+        raise TooLarge(
+            f"Each of {len(prompts):,} prompts would keep these documents, more than "
+            f"{MAX_COPIED:,} characters in all. Attach them to fewer prompts."
+        )
     conversations = []
     for number, prompt in enumerate(prompts, start=1):
         try:
-            conversations.append(check_messages(prompt))
+            conversations.append(attach(check_messages(prompt), given))
         except ProductError as error:
             raise ProductError(f"Prompt {number}: {error.message}") from error
     digests = [text_digest(messages) for messages in conversations]
     Prompt.objects.bulk_create(
         [
-            Prompt(project=project, messages=messages, digest=digest, tags=list(tags))
+            Prompt(
+                project=project, messages=messages, documents=given, digest=digest, tags=list(tags)
+            )
             for messages, digest in zip(conversations, digests, strict=True)
         ],
         ignore_conflicts=True,

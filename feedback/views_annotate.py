@@ -270,10 +270,12 @@ def _task_context(
     task: assignment.Task, campaign: Campaign, given: dict[str, str]
 ) -> dict[str, Any]:
     asked = extras.stored(campaign.extras)
+    turns = task.turns
     return {
         "question": QUESTIONS[Campaign.Kind(campaign.kind)],
-        "earlier": task.messages[:-1],
-        "prompt": task.messages[-1],
+        "documents": task.documents,
+        "earlier": turns[:-1],
+        "prompt": turns[-1],
         "cards": [
             Card(
                 id=response.pk,

@@ -21,6 +21,7 @@ from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
 from feedback import live, quality, services
 from feedback.extras import stored
+from feedback.forms_documents import DocumentsForm
 from feedback.forms_extras import ExtrasForm
 from feedback.forms_lead import CampaignForm, PromptsForm, SourceForm, tag_counts
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, CompletionFeedback, Prompt
@@ -56,7 +57,7 @@ def _prompt_rows(membership: Membership, query: str, tag: str) -> QuerySet[Promp
 
 
 def _prompts_context(
-    request: HttpRequest, membership: Membership, form: PromptsForm
+    request: HttpRequest, membership: Membership, form: PromptsForm, attached: DocumentsForm
 ) -> dict[str, Any]:
     query, tag = asked(request.GET, "q"), asked(request.GET, "tag")
     rows, sort = ordered(
@@ -69,6 +70,7 @@ def _prompts_context(
         "tag": tag,
         "tags": tag_counts(membership.project),
         "form": form,
+        "attached": attached,
     }
 
 
@@ -77,18 +79,28 @@ def prompts(request: HttpRequest, slug: str) -> HttpResponse:
     """List prompts; add those that are pasted."""
     membership = get_membership(request, slug, Role.LEAD)
     form = PromptsForm(request.POST or None)
-    if request.method != "POST" or not form.is_valid():
-        context = _prompts_context(request, membership, form)
+    attached = DocumentsForm(request.POST or None, request.FILES or None)
+    # Both are checked, so that one refusal names everything.
+    if request.method != "POST" or not all([form.is_valid(), attached.is_valid()]):
+        context = _prompts_context(request, membership, form, attached)
         status = 400 if request.method == "POST" else 200
         return render(request, "feedback/prompts.html", context, status=status)
-    pasted = form.cleaned_data["prompts"]
     before = membership.project.prompts.count()
-    stored = services.add_prompts(
-        project=membership.project, prompts=pasted, tags=form.cleaned_data["tags"]
-    )
+    documents = attached.cleaned_data["documents"]
+    try:
+        stored = services.add_prompts(
+            project=membership.project,
+            prompts=form.cleaned_data["prompts"],
+            tags=form.cleaned_data["tags"],
+            documents=documents,
+        )
+    except ProductError as error:
+        context = _prompts_context(request, membership, form, attached)
+        return refused(request, "feedback/prompts.html", context, error)
     added = membership.project.prompts.count() - before
     known = len(stored) - added
-    text = f"{_number(added, 'prompt')} added."
+    text = f"{_number(added, 'prompt')} added"
+    text += f" with {_number(len(documents), 'document')}." if documents else "."
     if known > 0:
         text += f" {_number(known, 'prompt')} were there already and stay as they are."
     messages.success(request, text)

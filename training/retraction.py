@@ -227,7 +227,7 @@ def _erase_texts(
         responses.update(text="")
         # The digest of a text tells who knows the text; the same one may be asked anew.
         Prompt.objects.filter(pk=subject.pk).update(
-            messages=[], digest=f"erased:{uuid.uuid4().hex}", erased_at=Now()
+            messages=[], documents=[], digest=f"erased:{uuid.uuid4().hex}", erased_at=Now()
         )
     elif isinstance(subject, User) and campaign is None:
         said = said.filter(user=subject)
