@@ -1,23 +1,29 @@
-"""Draw a run's curves on the server, as SVG that follows the page's theme.
-
-No script and no network: Altair describes, vl-convert renders. Colours are CSS variables with the
-Okabe–Ito values behind them, the rest is ``currentColor``, so one picture serves light and dark.
-"""
+"""Draw a run's curves on the server, as SVG that follows the page's theme."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import altair
-import vl_convert
 from django.core.cache import cache
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 
+from accounts.charts import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    ORANGE,
+    PURPLE,
+    WIDTH,
+    Chart,
+    render,
+    short_number,
+    themed,
+)
 from training.models import Run
 
 # More points than this are averaged in equal stretches: a curve has no more pixels to show.
@@ -25,13 +31,7 @@ MAX_POINTS = 240
 # From here on the points are noisy enough for a moving mean to say more than they do.
 SMOOTH_FROM = 24
 CACHE_SECONDS = 24 * 3600
-WIDTH, HEIGHT, LABEL_HEIGHT = 300, 170, 17
-OUTER_WIDTH = 480
-
-BLUE = "var(--okabe-blue, #0072b2)"
-ORANGE = "var(--okabe-orange, #d55e00)"
-GREEN = "var(--okabe-green, #009e73)"
-PURPLE = "var(--okabe-purple, #cc79a7)"
+LABEL_HEIGHT = 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,6 @@ class Panel:
     curves: tuple[Curve, ...]
     top: float | None = None
     meaning: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A rendered panel with its text alternative."""
-
-    title: str
-    latest: str
-    summary: str
-    meaning: str
-    svg: SafeString
 
 
 PANELS = (
@@ -223,14 +212,8 @@ def _smooth(points: Sequence[Point]) -> list[Point]:
 
 def _latest(curve: Curve, points: Sequence[Point], curves: Sequence[object]) -> str:
     """Return the curve's last value, as drawn; with its name where the panel has several."""
-    number = _number(_drawn(points)[-1][1])
+    number = short_number(_drawn(points)[-1][1])
     return number if len(curves) == 1 else f"{curve.label} {number}"
-
-
-def _number(value: float) -> str:
-    if value and abs(value) < 0.005:
-        return f"{value:.1e}".replace("-", "−")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}".replace("-", "−")
 
 
 def _sentence(curve: Curve, points: Sequence[Point]) -> str:
@@ -257,7 +240,7 @@ def _svg(panel: Panel, curves: Sequence[tuple[Curve, list[Point]]]) -> SafeStrin
     values = [row["value"] for row in [*raw, *drawn]]
     _place_labels(ends, span=max(0.0, *values) - min(0.0, *values))
     spec = _spec(panel) | {"datasets": {"raw": raw, "drawn": drawn, "ends": ends}}
-    return _embed(vl_convert.vegalite_to_svg(spec))
+    return render(spec)
 
 
 def _rows(curve: Curve, points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -271,7 +254,7 @@ def _place_labels(ends: list[dict[str, Any]], *, span: float) -> None:
     for end in sorted(ends, key=lambda end: end["value"]):
         height = end["value"] if lowest is None else max(end["value"], lowest + line)
         lowest = height
-        end |= {"height": height, "label": f"{end['curve']} {_number(end['value'])}"}
+        end |= {"height": height, "label": f"{end['curve']} {short_number(end['value'])}"}
 
 
 @lru_cache
@@ -298,40 +281,10 @@ def _spec(panel: Panel) -> dict[str, Any]:
     ends = altair.Chart(altair.NamedData("ends"))
     dots = ends.mark_point(filled=True, size=36, opacity=1)
     labels = ends.mark_text(align="left", dx=8, fontSize=13, fontWeight=600, fill="currentColor")
-    chart = (
-        altair.layer(
-            raw.encode(x=x, y=y, color=colour),
-            drawn.encode(x=x, y=y, color=colour),
-            dots.encode(x=x, y=y, color=colour),
-            labels.encode(x=x, y=altair.Y("height:Q"), text="label:N"),
-        )
-        .properties(width=WIDTH, height=HEIGHT, background="transparent", padding=2)
-        .configure(font="inherit")
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="currentColor",
-            titleColor="currentColor",
-            gridColor="currentColor",
-            gridOpacity=0.13,
-            domain=False,
-            ticks=False,
-            labelFontSize=13,
-            titleFontSize=13,
-            titleFontWeight="normal",
-            labelPadding=6,
-        )
+    chart = altair.layer(
+        raw.encode(x=x, y=y, color=colour),
+        drawn.encode(x=x, y=y, color=colour),
+        dots.encode(x=x, y=y, color=colour),
+        labels.encode(x=x, y=altair.Y("height:Q"), text="label:N"),
     )
-    return chart.to_dict()  # type: ignore[no-any-return]
-
-
-def _embed(svg: str) -> SafeString:
-    """Return the SVG fit for the page: it scales with its column and stays out of the reading.
-
-    Its caption carries the sentence that a screen reader needs.
-    """
-    # One width for all, whatever their labels take, so that their letters are of one size.
-    size = r' width="[^"]*" height="[^"]*" viewBox="0 0 [^ "]+ ([^"]+)"'
-    svg = re.sub(size, rf' viewBox="0 0 {OUTER_WIDTH} \1"', svg, count=1)
-    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
-    # Nothing in it came from a person: names are ours and values are numbers.
-    return mark_safe(svg)
+    return themed(chart.properties(width=WIDTH, height=HEIGHT))
