@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import views_checks, views_code_books, views_import, views_live, views_quality
+from feedback import (
+    views_checks,
+    views_code_books,
+    views_import,
+    views_live,
+    views_quality,
+)
 from feedback import views_lead as views
 
 urlpatterns = [
     path("prompts/", views.prompts, name="prompts"),
     path("import/", views_import.import_page, name="import"),
+    path("leaderboard/", views_quality.project_leaderboard, name="project_leaderboard"),
     path("campaigns/", views.campaigns, name="campaigns"),
     path("campaigns/new", views.campaign_new, name="campaign_new"),
     path("campaigns/<int:pk>/", views.campaign, name="campaign"),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from django.core.cache import cache
 from django.db import connection
 from django.db.models import Count, Max, Q
-from django.db.models.functions import MD5, Length
+from django.db.models.functions import MD5
 
 from feedback import adjudication, agreement, gold, pauses
 from feedback.agreement import Judged, Share, Verdict, share, wilson
@@ -22,26 +20,33 @@ from feedback.models import (
     Item,
     ItemRole,
     Judgement,
+    JudgementQuerySet,
     Pause,
     Response,
     text_digest,
 )
-from inference.models import Version
 
-if TYPE_CHECKING:
-    from feedback.ratings import Comparison, Leaderboard
-
-__all__ = ["Share", "annotators", "examine", "leaderboard", "report", "share", "wilson"]
+__all__ = [
+    "Share",
+    "annotators",
+    "examine",
+    "judged_in",
+    "judged_row",
+    "kept",
+    "report",
+    "share",
+    "state_of",
+    "wilson",
+]
 
 # Statistics read the newest judgements up to this many compared pairs: about two seconds' work
 # once, then kept until a judgement comes.
-MOST_VERDICTS, MOST_COMPARISONS = 50_000, 100_000
+MOST_VERDICTS = 50_000
 MOST_REPEATS = 20_000
 CACHE_SECONDS = 24 * 3600
 MOST_NAMED = 20
 # Two people who agree this much more than their competence explains answer alike for a reason.
 ALIKE_BEYOND, ALIKE_ITEMS = 0.2, 8
-RESAMPLES, RESAMPLE_SECONDS = 200, 2.0
 
 Result = TypeVar("Result")
 
@@ -145,44 +150,26 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the statistics of a campaign depend on, and so the key to keep them under.
+    """What statistics of judgements depend on, and so the key to keep them under.
 
     The time of the last judgement tells apart campaigns that got the same id in a database that
-    was made anew.
+    was made anew. ``what`` in a key names the campaign or project, and which statistic.
     """
 
     standing: int
     retracted: int
     last: float
 
-    def key(self, campaign: Campaign, *what: object) -> str:
-        parts = (campaign.pk, self.standing, self.retracted, self.last, *what)
+    def key(self, *what: object) -> str:
+        parts = (*what, self.standing, self.retracted, self.last)
         return "quality:" + ":".join(map(str, parts))
 
 
 def report(campaign: Campaign) -> Report:
     """Return the campaign's quality, computed anew only when a judgement or a decision comes."""
-    state = _state(campaign)
-    return _kept(
-        state.key(campaign, "report", _rulings(campaign)), lambda: _report(campaign, state)
-    )
-
-
-def leaderboard(campaign: Campaign, *, side: bool = False, length: bool = False) -> Leaderboard:
-    """Return the versions ordered by the campaign's rankings, kept until a judgement changes."""
-    from feedback import ratings
-
-    state = _state(campaign)
-    return _kept(
-        state.key(campaign, "leaderboard", side, length),
-        lambda: ratings.rate(
-            _comparisons(campaign),
-            side=side,
-            length=length,
-            resamples=RESAMPLES,
-            seconds=RESAMPLE_SECONDS,
-        ),
-    )
+    state = state_of(Judgement.objects.filter(campaign=campaign))
+    key = state.key("report", campaign.pk, _rulings(campaign))
+    return kept(key, lambda: _report(campaign, state))
 
 
 def _rulings(campaign: Campaign) -> str:
@@ -193,7 +180,8 @@ def _rulings(campaign: Campaign) -> str:
     return text_digest([list(answers), decided["newest"], ended])[:16]
 
 
-def _kept(key: str, make: Callable[[], Result]) -> Result:
+def kept(key: str, make: Callable[[], Result]) -> Result:
+    """Return what the cache has under the key, or make and keep it for a day."""
     found: Result | None = cache.get(key)
     if found is None:
         found = make()
@@ -201,8 +189,9 @@ def _kept(key: str, make: Callable[[], Result]) -> Result:
     return found
 
 
-def _state(campaign: Campaign) -> State:
-    found = Judgement.objects.filter(campaign=campaign).aggregate(
+def state_of(judgements: JudgementQuerySet) -> State:
+    """Return what tells apart one set of judgements from the same set later; one query."""
+    found = judgements.aggregate(
         standing=Count("id", filter=Q(retracted_at__isnull=True)),
         last=Max("created_at"),
         retracted=Count("id", filter=Q(retracted_at__isnull=False)),
@@ -215,21 +204,17 @@ def _state(campaign: Campaign) -> State:
     )
 
 
-def _judged(
-    campaign: Campaign, *, pairs: int, roles: Sequence[ItemRole] = tuple(ItemRole)
-) -> list[Judged]:
+def _judged(campaign: Campaign, *, pairs: int) -> list[Judged]:
     """Return the newest standing judgements of so many pairs, in the order they came; one query."""
     k = campaign.responses_per_item
-    return judged_in(campaign, most=pairs // max(1, k * (k - 1) // 2), roles=roles)
+    return judged_in(campaign, most=pairs // max(1, k * (k - 1) // 2))
 
 
-def judged_in(
-    campaign: Campaign, *, most: int, roles: Sequence[ItemRole] = tuple(ItemRole)
-) -> list[Judged]:
+def judged_in(campaign: Campaign, *, most: int) -> list[Judged]:
     """Return the newest standing judgements, in the order they came; one query."""
     rows = (
         Judgement.objects.standing()
-        .filter(campaign=campaign, item__role__in=roles)
+        .filter(campaign=campaign)
         .order_by("-id")
         .values_list("item_id", "annotator__username", "shown", "ranking", "thumb", "seconds")
     )
@@ -404,41 +389,3 @@ def _consistency(campaign: Campaign) -> dict[str, Share]:
             unit = (prompt, *sorted((first, second)))
             verdicts.append(Verdict(one.item, unit, one.annotator, value))
     return agreement.self_consistency(verdicts)
-
-
-def _comparisons(campaign: Campaign) -> list[Comparison]:
-    """Return every compared pair of responses by different players; three queries.
-
-    A player is the version that wrote a response, or what an imported one gives as its source.
-    """
-    from feedback.ratings import Comparison
-
-    found = _judged(campaign, pairs=MOST_COMPARISONS, roles=[ItemRole.NORMAL])
-    judged = [one for one in found if one.ranking is not None]
-    rows = Response.objects.filter(item__in={one.item for one in judged}).values_list(
-        "id", "completion__version__number", "source", Length("text"), "item__prompt_id"
-    )
-    about = {
-        key: (source if number is None else Version(number=number).name, size, prompt)
-        for key, number, source, size, prompt in rows
-    }
-    comparisons = []
-    for one in judged:
-        assert one.ranking is not None
-        place = {response: rank for rank, group in enumerate(one.ranking) for response in group}
-        for left, right in combinations(one.shown, 2):
-            (first, size, prompt), (second, other_size, _) = about[left], about[right]
-            if not first or not second or first == second:
-                continue
-            lead = place[right] - place[left]
-            comparisons.append(
-                Comparison(
-                    first,
-                    second,
-                    (lead > 0) - (lead < 0),
-                    side=1,
-                    length=math.log(max(size, 1) / max(other_size, 1)),
-                    cluster=prompt,
-                )
-            )
-    return comparisons

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 from django.urls import path
 
-from feedback import api, api_checks, api_code_books, views_quality
+from feedback import (
+    api,
+    api_checks,
+    api_code_books,
+    views_quality,
+)
 
 urlpatterns = [
     path("api/prompts/", api.PromptsView.as_view()),
@@ -12,6 +17,7 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/state", api.CampaignStateView.as_view()),
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),
+    path("api/leaderboard", views_quality.ProjectLeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),
     path("api/campaigns/<int:pk>/gold", api_checks.GoldView.as_view()),
     path("api/campaigns/<int:pk>/pauses", api_checks.PausesView.as_view()),

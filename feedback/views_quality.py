@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView, get_membership
 from accounts.models import Membership, Role
-from feedback import quality
+from feedback import leaderboards, quality
 from feedback.models import Campaign
 from inference.models import Version
 
@@ -100,20 +100,38 @@ def _lines(board: Leaderboard, versions: dict[str, Version]) -> tuple[list[Line]
 def campaign_leaderboard(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Show the versions that wrote the campaign's responses, best first."""
     membership, campaign = _campaign(request, slug, pk)
+    control = _control(request)
+    board = leaderboards.of_campaign(campaign, **CONTROLS[control][1])
+    context = {"campaign": campaign} | _board_context(membership, board, control)
+    return render(request, "feedback/leaderboard.html", context)
+
+
+@login_required
+@require_GET
+def project_leaderboard(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show the versions that all the project's campaigns compared, best first."""
+    membership = get_membership(request, slug, Role.LEAD)
+    control = _control(request)
+    board = leaderboards.of_project(membership.project, **CONTROLS[control][1])
+    context = _board_context(membership, board, control)
+    return render(request, "feedback/leaderboard_project.html", context)
+
+
+def _control(request: HttpRequest) -> str:
     control = request.GET.get("control", "")
-    control = control if control in CONTROLS else ""
-    board = quality.leaderboard(campaign, **CONTROLS[control][1])
+    return control if control in CONTROLS else ""
+
+
+def _board_context(membership: Membership, board: Leaderboard, control: str) -> dict[str, Any]:
     versions = Version.objects.filter(project=membership.project)
     lines, scale = _lines(board, {version.name: version for version in versions})
-    context = {
-        "campaign": campaign,
+    return {
         "board": board,
         "lines": lines,
         "scale": scale,
         "control": control,
         "controls": [(key, label) for key, (label, _) in CONTROLS.items()],
     }
-    return render(request, "feedback/leaderboard.html", context)
 
 
 # REST
@@ -164,7 +182,7 @@ class QualityOutput(serializers.Serializer[Any]):
 
 
 class LeaderboardOutput(serializers.Serializer[Any]):
-    """The leaderboard of a campaign as a program sees it."""
+    """The leaderboard of a campaign or project as a program sees it."""
 
     class EstimateOutput(serializers.Serializer[Any]):
         value = serializers.FloatField()
@@ -207,15 +225,31 @@ class QualityView(_CampaignView):
         return Response(asdict(quality.report(self.campaign(pk))))
 
 
+_CONTROL = OpenApiParameter("control", str, enum=[key for key in CONTROLS if key])
+
+
+def _asked_control(request: Request) -> dict[str, bool]:
+    control = request.query_params.get("control", "")
+    if control not in CONTROLS:
+        raise serializers.ValidationError("control: side, length or both.")
+    return CONTROLS[control][1]
+
+
 class LeaderboardView(_CampaignView):
-    @extend_schema(
-        parameters=[OpenApiParameter("control", str, enum=[key for key in CONTROLS if key])],
-        responses=LeaderboardOutput,
-    )
+    @extend_schema(parameters=[_CONTROL], responses=LeaderboardOutput)
     def get(self, request: Request, pk: int) -> Response:
         """Order the versions of a campaign, with the left side or length taken out if asked."""
-        control = request.query_params.get("control", "")
-        if control not in CONTROLS:
-            raise serializers.ValidationError("control: side, length or both.")
-        board = quality.leaderboard(self.campaign(pk), **CONTROLS[control][1])
-        return Response(asdict(board))
+        asked = _asked_control(request)
+        return Response(asdict(leaderboards.of_campaign(self.campaign(pk), **asked)))
+
+
+class ProjectLeaderboardView(ProjectAPIView):
+    role = Role.LEAD
+
+    @extend_schema(
+        parameters=[_CONTROL, OpenApiParameter("project", str)], responses=LeaderboardOutput
+    )
+    def get(self, request: Request) -> Response:
+        """Order the versions that all the project's campaigns compared, as a campaign's."""
+        asked = _asked_control(request)
+        return Response(asdict(leaderboards.of_project(self.project(), **asked)))

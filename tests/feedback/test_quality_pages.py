@@ -14,7 +14,8 @@ from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
 from accounts.models import Project, User
-from feedback import quality
+from accounts.services import create_project
+from feedback import leaderboards, quality
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Item, Judgement, Response, Slot
 from feedback.simulation import Profile, judge_all, questions
@@ -214,7 +215,7 @@ def test_it_orders_players_by_what_people_preferred(
 ) -> None:
     name_sources(campaign)
     judge(campaign, annotator)
-    board = quality.leaderboard(campaign)
+    board = leaderboards.of_campaign(campaign)
     assert [one.player for one in board.ratings] == ["alpha", "beta", "gamma", "delta"]
     assert board.comparisons == 3 * 6
     page = login(lead).get(url("campaign_leaderboard", campaign)).content.decode()
@@ -224,6 +225,44 @@ def test_it_orders_players_by_what_people_preferred(
     assert said["side"]["low"] <= said["side"]["value"] <= said["side"]["high"]
     refusal = api(lead).get(f"/api/campaigns/{campaign.pk}/leaderboard?control=x")
     assert refusal.status_code == 400
+
+
+def test_it_joins_the_campaigns_of_a_project(
+    make_campaign: Callable[..., Campaign], login: Login, api: Connect, annotator: User, lead: User
+) -> None:
+    one, other = make_campaign(responses=2), make_campaign(responses=2, name="Other")
+    elsewhere = create_project(name="Elsewhere", by=annotator)
+    strange = make_campaign(responses=2, of=elsewhere, name="Strange")
+    for campaign, names in ((one, "ab"), (other, "bc"), (strange, "ca")):
+        for position, name in enumerate(names):
+            rows = Response.objects.filter(item__campaign=campaign, position=position)
+            rows.update(source=name)
+        judge(campaign, annotator)
+    board = leaderboards.of_project(one.project)
+    # Nobody compared a with c: what lies between them is b, met in either campaign.
+    assert [rating.player for rating in board.ratings] == ["a", "b", "c"]
+    assert (board.comparisons, board.apart) == (6, False)
+    address = reverse("project_leaderboard", args=[one.project.slug])
+    page = login(lead).get(address, {"control": "side"}).text
+    assert "Standing on the left" in page
+    assert address in login(lead).get(reverse("campaigns", args=[one.project.slug])).text
+    said = api(lead).get("/api/leaderboard?control=both").json()
+    assert [rating["player"] for rating in said["ratings"]] == ["a", "b", "c"]
+    assert said["length"] is not None
+    assert api(lead).get("/api/leaderboard?control=x").status_code == 400
+    assert api(annotator).get("/api/leaderboard").status_code == 403
+    assert login(annotator).get(address).status_code == 403
+
+
+def test_it_reads_no_more_pairs_than_it_may(
+    make_campaign: Callable[..., Campaign], annotator: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = make_campaign(items=3)
+    make_campaign(items=1, responses=2, name="Small")
+    name_sources(campaign)
+    judge(campaign, annotator)
+    monkeypatch.setattr(leaderboards, "MOST_COMPARISONS", 14)
+    assert leaderboards.of_project(campaign.project).comparisons == 2 * 6
 
 
 @pytest.mark.parametrize("control", ["side", "length", "both", "nonsense"])
@@ -262,7 +301,7 @@ def test_it_links_a_version(
     judge(campaign, annotator)
     page: Any = login(lead).get(url("campaign_leaderboard", campaign)).content.decode()
     assert reverse("version", args=[project.slug, base_version.pk]) in page
-    assert quality.leaderboard(campaign).ratings[0].player == "base"
+    assert leaderboards.of_campaign(campaign).ratings[0].player == "base"
 
 
 def test_it_has_no_leaderboard_of_thumbs(
