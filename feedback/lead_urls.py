@@ -7,6 +7,7 @@ from django.urls import path
 from feedback import (
     views_checks,
     views_code_books,
+    views_dashboard,
     views_import,
     views_live,
     views_quality,
@@ -23,6 +24,11 @@ urlpatterns = [
     path("campaigns/<int:pk>/progress", views.campaign_progress, name="campaign_progress"),
     path("campaigns/<int:pk>/state", views.campaign_state, name="campaign_state"),
     path("campaigns/<int:pk>/restart", views.campaign_restart, name="campaign_restart"),
+    path(
+        "campaigns/<int:pk>/dashboard",
+        views_dashboard.campaign_dashboard,
+        name="campaign_dashboard",
+    ),
     path("campaigns/<int:pk>/quality", views_quality.campaign_quality, name="campaign_quality"),
     path(
         "campaigns/<int:pk>/leaderboard",

@@ -6,6 +6,7 @@ from feedback import (
     api,
     api_checks,
     api_code_books,
+    views_dashboard,
     views_quality,
 )
 
@@ -17,6 +18,7 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/state", api.CampaignStateView.as_view()),
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),
+    path("api/campaigns/<int:pk>/dashboard", views_dashboard.DashboardView.as_view()),
     path("api/leaderboard", views_quality.ProjectLeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),
     path("api/campaigns/<int:pk>/gold", api_checks.GoldView.as_view()),

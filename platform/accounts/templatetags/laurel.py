@@ -62,7 +62,7 @@ NAVIGATION = [
         Role.LEAD,
         {"campaign", "campaign_new", "campaign_state", "prompts"}
         | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
-        | {"code_book", "calibrations", "calibration"}
+        | {"code_book", "calibrations", "calibration", "campaign_dashboard"}
         | {"project_leaderboard"},
     ),
     (
