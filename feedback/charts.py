@@ -1,4 +1,4 @@
-"""Draw how a campaign goes on."""
+"""Draw how a campaign and an annotator go on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from accounts.charts import (
 from feedback import quality
 from feedback.dashboard import Agreed, Dashboard, Stretch, Worked
 from feedback.models import text_digest
+from feedback.own_progress import OwnDay
 
 # More annotators than this are one bar at the end.
 MOST_NAMED = 11
@@ -87,6 +88,15 @@ def count_chart(bars: Sequence[tuple[date, date, int]], *, title: str, meaning: 
         meaning=meaning,
         svg=render(themed(chart.properties(width=WIDTH + NO_LABEL, height=HEIGHT))),
     )
+
+
+def recent_days(days: Sequence[OwnDay]) -> Chart | None:
+    """Return a bar for each day that somebody judged on; None where there was none."""
+    if not days:
+        return None
+    bars = [(one.day, one.day + timedelta(days=1), one.judged) for one in days]
+    meaning = "Your judgements on each of the last 30 days, as they stand now."
+    return count_chart(bars, title="Your last 30 days", meaning=meaning)
 
 
 def _share_chart(stretches: Sequence[Stretch], *, filled: int, slots: int) -> Chart:

@@ -7,6 +7,7 @@ from feedback import (
     api_checks,
     api_code_books,
     views_dashboard,
+    views_own_progress,
     views_quality,
 )
 
@@ -19,6 +20,7 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/dashboard", views_dashboard.DashboardView.as_view()),
+    path("api/me/progress", views_own_progress.OwnProgressView.as_view()),
     path("api/leaderboard", views_quality.ProjectLeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),
     path("api/campaigns/<int:pk>/gold", api_checks.GoldView.as_view()),

@@ -55,7 +55,7 @@ STATE_KINDS = {
 
 # label, page name, least role, further page names under it
 NAVIGATION = [
-    ("Queue", "queue", Role.ANNOTATOR, {"task"}),
+    ("Queue", "queue", Role.ANNOTATOR, {"task", "my_progress"}),
     (
         "Campaigns",
         "campaigns",
