@@ -208,12 +208,17 @@ def _trainer(
         seed=seed,
         **settings,
     )
+    trainable = [each for each in model.parameters() if each.requires_grad]
+    formats = [each.dtype for each in trainable]
     found = kinds[1](
         model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+    # On a quantised base TRL rounds the adapter to bf16; reloaded in ours, it says other things.
+    for each, dtype in zip(trainable, formats, strict=True):
+        each.data = each.data.to(dtype)
     if method == "dpo":
         found.precompute_ref_logps = True
     return found

@@ -94,16 +94,18 @@ def test_it_continues_from_an_adapter(make_run: MakeRun, reference: str) -> None
         assert before["margin"] == pytest.approx(learnt["margin"], rel=1e-3)
 
 
-@pytest.mark.parametrize("tuning", ["qlora4", "qlora8"])
+@pytest.mark.parametrize(
+    ("tuning", "engine"), [("qlora4", "tree"), ("qlora8", "tree"), ("qlora8", "trl")]
+)
 def test_it_trains_on_a_quantised_base(
-    make_run: MakeRun, tmp_path: Path, tokenizer: Any, tuning: str
+    make_run: MakeRun, tmp_path: Path, tokenizer: Any, tuning: str, engine: str
 ) -> None:
     # bitsandbytes quantises in blocks of 64.
     folder = tmp_path / "wider"
     tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     base = {"path": str(folder), "digest": "wider"}
-    directory = make_run(base=base, arguments={"tuning": tuning, "epochs": 4})
+    directory = make_run(base=base, arguments={"tuning": tuning, "engine": engine, "epochs": 4})
     assert main([str(directory)]) == 0
     assert report(directory)["proof"]["passed"]
     assert report(directory)["evaluation"]["after"]["margin"] > 0
