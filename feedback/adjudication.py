@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -11,7 +11,7 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import User
 from accounts.services import audit
 from feedback import gold
-from feedback.models import Campaign, Decision, Item, ItemRole
+from feedback.models import Campaign, Decision, Item, ItemRole, Response
 
 
 @transaction.atomic
@@ -44,3 +44,22 @@ def decided_answers(campaign: Campaign) -> dict[int, dict[str, Any]]:
 def decided_truths(campaign: Campaign) -> dict[Hashable, int]:
     """Return what the standing decisions say, unit by unit; two queries, one without any."""
     return gold.truths(decided_answers(campaign))
+
+
+def decided_responses(campaigns: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the standing decisions by item, rankings as groups of response ids; two queries.
+
+    Either ``{"ranking": [[7], [6, 8]]}``, best first, or ``{"thumb": 1}``.
+    """
+    rows = Decision.objects.filter(item__campaign__in=campaigns).order_by("id")
+    answers: dict[int, dict[str, Any]] = dict(rows.values_list("item_id", "answer"))
+    found = Response.objects.filter(item__in=answers).values_list("item", "position", "id")
+    places = {(item, position): response for item, position, response in found}
+    return {
+        item: (
+            {"thumb": answer["thumb"]}
+            if "thumb" in answer
+            else {"ranking": [[places[item, one] for one in group] for group in answer["ranking"]]}
+        )
+        for item, answer in answers.items()
+    }

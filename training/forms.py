@@ -84,7 +84,8 @@ class SnapshotForm(forms.Form):
         label="Several annotators",
         choices=Votes.choices,
         required=False,
-        help_text="What becomes of several judgements on the same answers.",
+        help_text="What becomes of several judgements on the same answers. Where votes are "
+        "counted, what a lead decided of an item stands in place of the count.",
     )
     min_agreement = forms.FloatField(
         label="Least agreement",

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from training.ledger import GRAVITY, Exclusion
 from training.options import Imitate, Kind, Options, Pairs, Votes
+from training.settled import UNSETTLED, Decided, Settled
 
 # Competences are rounded and bounded: nobody is beyond doubt, and the last bits of a floating-point
 # sum, which differ between machines, decide nothing.
@@ -134,8 +135,14 @@ class Composer:
         self.competence = competence or {}
         self.flips = Flips()
 
-    def compose(self, said: Iterable[Said]) -> Composed:
-        """Return the rows of one prompt in canonical order."""
+    def compose(self, said: Iterable[Said], decided: Sequence[Decided] = ()) -> Composed:
+        """Return the rows of one prompt in canonical order.
+
+        Where votes are counted, what leads decided stands in place of the count. A decision needs
+        something said: a row names the judgements that agree with it, or all where none does.
+        """
+        counted = self.options.votes != Votes.INDIVIDUAL
+        settled = Settled(decided) if decided and counted else UNSETTLED
         composed = Composed()
         sound: list[Said] = []
         for one in said:
@@ -144,23 +151,23 @@ class Composer:
             else:
                 composed.left_out(one.id, one.exclusion)
         if self.kind == Kind.PREFERENCE:
-            self._preferences(sound, composed)
+            self._preferences(sound, composed, settled)
         elif self.kind == Kind.UNPAIRED:
-            self._unpaired(sound, composed)
+            self._unpaired(sound, composed, settled)
         else:
             self._imitated(sound, composed)
         return composed.finish()
 
     # Pairs
 
-    def _preferences(self, said: list[Said], composed: Composed) -> None:
+    def _preferences(self, said: list[Said], composed: Composed, settled: Settled) -> None:
         if self.options.votes == Votes.INDIVIDUAL and not self.options.min_agreement:
             self._all_pairs(said, composed)
         else:
-            self._voted_pairs(said, composed)
+            self._voted_pairs(said, composed, settled)
         thumbs = [one for one in said if one.thumb is not None and not one.correction]
         if thumbs:
-            _pair_thumbs(thumbs, composed)
+            _pair_thumbs(thumbs, composed, settled)
 
     def _all_pairs(self, said: list[Said], composed: Composed) -> None:
         """Take every pair of every judgement: the common case, which must be quick."""
@@ -179,7 +186,7 @@ class Composer:
                 if (noes or ayes > 1) and (not noes or chosen < rejected):
                     self.flips.add(ayes, noes)
 
-    def _voted_pairs(self, said: list[Said], composed: Composed) -> None:
+    def _voted_pairs(self, said: list[Said], composed: Composed, settled: Settled) -> None:
         votes: dict[tuple[str, str], list[Vote]] = {}
         for one in said:
             found = self._statements(one)
@@ -190,7 +197,7 @@ class Composer:
             if not found and (one.thumb is None or one.correction):
                 composed.left_out(one.id, why_no_pair(one, self.options))
         for cast in votes.values():
-            self._decide(cast, composed)
+            self._decide(cast, composed, settled)
 
     def _statements(self, one: Said) -> list[tuple[str, str]]:
         """Return the (chosen, rejected) answers that a judgement names, each once."""
@@ -204,7 +211,7 @@ class Composer:
             found.append((one.correction, one.answer))
         return found if len(found) < 2 else list(dict.fromkeys(found))
 
-    def _decide(self, cast: list[Vote], composed: Composed) -> None:
+    def _decide(self, cast: list[Vote], composed: Composed, settled: Settled) -> None:
         """Turn the votes on two answers into rows by the rule that was chosen."""
         first = cast[0]
         ayes = [vote for vote in cast if vote.chosen == first.chosen]
@@ -224,6 +231,10 @@ class Composer:
                         composed.rows.append(
                             Row((vote.id,), vote.chosen, vote.rejected, vote.margin)
                         )
+            return
+        better = settled.better(first.chosen, first.rejected)
+        if better is not None:
+            _obey(better, cast, composed)
             return
         if options.votes == Votes.WEIGHTED:
             odds = math.fsum(self._log_odds(vote.annotator) for vote in ayes) - math.fsum(
@@ -268,7 +279,7 @@ class Composer:
 
     # Single answers
 
-    def _unpaired(self, said: list[Said], composed: Composed) -> None:
+    def _unpaired(self, said: list[Said], composed: Composed, settled: Settled) -> None:
         good: dict[str, list[str]] = {}
         bad: dict[str, list[str]] = {}
         for one in said:
@@ -288,10 +299,15 @@ class Composer:
                 self.flips.add(len(ups), len(downs))
             elif len(ups) + len(downs) > 1:
                 self.flips.add(len(ups) + len(downs), 0)
-            self._call(answer, ups, downs, composed)
+            self._call(answer, ups, downs, composed, settled.thumb(answer))
 
-    def _call(self, answer: str, ups: list[str], downs: list[str], composed: Composed) -> None:
-        """Turn the votes on one answer into rows that call it good or bad."""
+    def _call(
+        self, answer: str, ups: list[str], downs: list[str], composed: Composed, thumb: int
+    ) -> None:
+        """Turn the votes on one answer into rows that call it good or bad.
+
+        ``thumb`` is what a lead decided of it, 0 where nobody did.
+        """
         votes = len(ups) + len(downs)
         if self.options.votes == Votes.INDIVIDUAL:
             for side in (ups, downs):
@@ -304,6 +320,13 @@ class Composer:
                             Row((judgement,), answer, "") if side is ups
                             else Row((judgement,), "", answer)
                         )  # fmt: skip
+            return
+        if thumb:
+            agreed, others = (ups, downs) if thumb > 0 else (downs, ups)
+            for judgement in others if agreed else ():
+                composed.left_out(judgement, Exclusion.OVERRULED)
+            names = tuple(sorted(set(agreed or others)))
+            composed.rows.append(Row(names, *((answer, "") if thumb > 0 else ("", answer))))
             return
         winners, losers = (ups, downs) if len(ups) > len(downs) else (downs, ups)
         share = len(winners) / votes
@@ -377,21 +400,41 @@ def rated_pairs(
     return found
 
 
-def _pair_thumbs(said: list[Said], composed: Composed) -> None:
+def _obey(better: str, cast: list[Vote], composed: Composed) -> None:
+    """Turn the votes on two answers into the row that a lead's decision asks for; "" is a tie."""
+    agreed = [vote for vote in cast if vote.chosen == better]
+    if agreed or not better:
+        for vote in cast:
+            if vote.chosen != better:
+                composed.left_out(vote.id, Exclusion.OVERRULED)
+    if not better:
+        return
+    worse = cast[0].rejected if cast[0].chosen == better else cast[0].chosen
+    names = tuple(sorted({vote.id for vote in agreed or cast}))
+    margins = [vote.margin for vote in agreed] or [1.0]
+    composed.rows.append(Row(names, better, worse, round(sum(margins) / len(margins), 4)))
+
+
+def _pair_thumbs(said: list[Said], composed: Composed, settled: Settled) -> None:
     """Pair a prompt's answers with thumbs up with those with thumbs down, each at least once.
 
     As many pairs as there are answers on the larger side, not their product: what is often asked in
-    use has thousands. An answer on which thumbs are even, or which most contradict, is outvoted.
+    use has thousands. A thumb that most contradict, or as many, is outvoted, unless a lead decided.
     """
     balance: dict[str, int] = {}
     for one in said:
         balance[one.answer] = balance.get(one.answer, 0) + (one.thumb or 0)
+    decided = {answer: thumb for answer in balance if (thumb := settled.thumb(answer))}
+    balance |= decided
+    backed = {one.answer for one in said if decided.get(one.answer) == one.thumb}
     voices: dict[str, list[str]] = {}
     for one in said:
-        if balance[one.answer] * (one.thumb or 0) > 0:
+        alone = one.answer in decided and one.answer not in backed
+        if alone or balance[one.answer] * (one.thumb or 0) > 0:
             voices.setdefault(one.answer, []).append(one.id)
         else:
-            composed.left_out(one.id, Exclusion.OUTVOTED)
+            overruled = one.answer in decided
+            composed.left_out(one.id, Exclusion.OVERRULED if overruled else Exclusion.OUTVOTED)
     ups = sorted(answer for answer in voices if balance[answer] > 0)
     downs = sorted(answer for answer in voices if balance[answer] < 0)
     if not ups or not downs:

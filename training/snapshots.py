@@ -217,7 +217,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
             leaked = leaks(snapshot) if options.leaks else set()
             leaked |= {alike[one] for one in leaked if one in alike}
             for group in scope.groups():
-                composed = composer.compose(group.said)
+                composed = composer.compose(group.said, group.decided)
                 key = alike.get(group.prompt_id, group.prompt_id)
                 heldout = is_heldout(key, snapshot.heldout_fraction)
                 if not heldout and (group.prompt_id in leaked or key in leaked):

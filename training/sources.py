@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from django.db import connection
 from django.db.models import Exists, OuterRef
 
 from accounts.models import User
-from feedback import quality
+from feedback import adjudication, quality
 from feedback.models import Campaign, ItemRole, Judgement, Pause, Skip, text_digest
 from training.ledger import Exclusion
 from training.options import Options
 from training.rows import Said, margin_of
+from training.settled import Decided
 
 Message = dict[str, str]
 RECORDS_PER_FETCH = 500
@@ -36,7 +38,7 @@ SELECT judged.digest, judged.client_id::text, judged.campaign_id, judged.annotat
        judged.strength, judged.both_bad, judged.thumb, judged.retracted, judged.role,
        nullif(judged.ratings, '{}')::text, judged.correction, judged.corrected_id,
        prompt.messages::text,
-       response.ids, response.texts,
+       judged.item_id, response.ids, response.texts,
        (SELECT count(*) FROM feedback_judgement WHERE campaign_id = ANY(%(campaigns)s)) AS total
   FROM (SELECT prompt.digest, judgement.client_id, judgement.campaign_id,
                judgement.annotator_id, judgement.ranking,
@@ -89,6 +91,8 @@ class Record:
     said: Said
     # The texts of its answers by digest.
     texts: dict[str, str]
+    # What a lead decided of its item.
+    decided: Decided | None = None
 
 
 @dataclass(slots=True)
@@ -99,6 +103,7 @@ class Group:
     messages: list[Message]
     said: list[Said] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    decided: list[Decided] = field(default_factory=list)
 
 
 class Scope:
@@ -151,6 +156,8 @@ class Scope:
                 if group is None:
                     group = Group(digest, record.messages)
                 group.said.append(record.said)
+                if record.decided is not None:
+                    group.decided.append(record.decided)
                 if record.texts is not group.texts:
                     group.texts = group.texts | record.texts if group.texts else record.texts
             assert group is not None
@@ -167,13 +174,16 @@ class Scope:
             .filter(campaign__in=self.campaigns)
             .values_list("campaign_id", "annotator_id")
         )
+        # Leads decide by hand, so all that they ever decided is little.
+        answers = adjudication.decided_responses(self.campaigns)
+        decided: Decided | None = None
         with connection.chunked_cursor() as cursor:
             cursor.execute(_JUDGEMENTS, {"campaigns": self.campaigns})
             while rows := cursor.fetchmany(RECORDS_PER_FETCH):
                 total = rows[0][-1]
                 for (
                     digest, client_id, campaign, annotator, ranked, strength, bad, thumb, retracted,
-                    role, rated, correction, corrected, messages, ids, answers, _,
+                    role, rated, correction, corrected, messages, item, ids, found, _,
                 ) in rows:  # fmt: skip
                     if digest != last_digest:
                         prompt = json.loads(messages)
@@ -184,9 +194,10 @@ class Scope:
                     if ids != last_ids:
                         last_ids = ids
                         digests = {
-                            one: text_digest(text) for one, text in zip(ids, answers, strict=True)
+                            one: text_digest(text) for one, text in zip(ids, found, strict=True)
                         }
-                        texts = dict(zip(digests.values(), answers, strict=True))
+                        texts = dict(zip(digests.values(), found, strict=True))
+                        decided = _decided(answers[item], digests) if item in answers else None
                     ranking = None
                     if ranked is not None:
                         ranking = [[digests[one] for one in group] for group in json.loads(ranked)]
@@ -209,10 +220,11 @@ class Scope:
                         scores = json.loads(rated)
                         said.ratings = {digests[int(one)]: scores[one] for one in scores}
                     if corrected is None:
-                        yield Record(digest, prompt, said, texts)
+                        yield Record(digest, prompt, said, texts, decided)
                     else:
                         said.answer, said.correction = digests[corrected], text_digest(correction)
-                        yield Record(digest, prompt, said, texts | {said.correction: correction})
+                        more = texts | {said.correction: correction}
+                        yield Record(digest, prompt, said, more, decided)
         self.total += total
 
     def _in_use(self) -> Iterator[Record]:
@@ -249,6 +261,12 @@ class Scope:
 
 def _asked(messages: list[Message]) -> str:
     return "\n".join(one["content"] for one in messages if one["role"] == "user")
+
+
+def _decided(answer: Mapping[str, Any], digests: Mapping[int, str]) -> Decided:
+    if "thumb" in answer:
+        return Decided(thumb=answer["thumb"], answer=next(iter(digests.values())))
+    return Decided(ranking=[[digests[one] for one in group] for group in answer["ranking"]])
 
 
 def competences(campaigns: Sequence[int]) -> dict[str, float]:

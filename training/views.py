@@ -55,6 +55,7 @@ EXCLUSIONS = {
     "no_majority": "as many votes for as against",
     "no_verdict": "a comment alone",
     "outvoted": "most others said the opposite",
+    "overruled": "a lead decided otherwise",
     "paused_annotator": "by an annotator who is paused",
     "ranking": "a ranking, which calls no single answer good or bad",
     "rating": "ratings, without an attribute to order by",

@@ -14,6 +14,7 @@ from accounts.errors import ProductError
 from training.ledger import Exclusion, Ledger
 from training.options import Imitate, Kind, Options, Votes, refuse_method
 from training.rows import Composer, Flips, Row, Said, pairs_of, rated_pairs
+from training.settled import Decided
 
 ANSWERS = st.sampled_from("abcd")
 SCORES = st.dictionaries(
@@ -51,15 +52,27 @@ OPTIONS = st.builds(
     gap=st.sampled_from([0, 1, 2]),
     imitate=st.sets(st.sampled_from(["corrections", "thumbs", "best"])),
 )
+DECIDED = st.one_of(
+    st.builds(Decided, thumb=st.sampled_from([-1, 1]), answer=ANSWERS),
+    st.builds(
+        Decided, ranking=st.lists(st.lists(ANSWERS, min_size=1, max_size=2), min_size=2, max_size=3)
+    ),
+)
 COMPETENCE = {"1": 0.9, "2": 0.6, "3": 0.3}
 
 
-@given(st.sampled_from(Kind), OPTIONS, st.lists(verdicts(), max_size=8), st.integers(0, 99))
+@given(
+    st.sampled_from(Kind),
+    OPTIONS,
+    st.lists(verdicts(), max_size=8),
+    st.lists(DECIDED, max_size=3),
+    st.integers(0, 99),
+)
 def test_everything_said_gives_rows_or_one_reason_in_any_order(
-    kind: Kind, options: Options, said: list[Said], seed: int
+    kind: Kind, options: Options, said: list[Said], decided: list[Decided], seed: int
 ) -> None:
     said = [replace(one, id=f"{number:02}") for number, one in enumerate(said)]
-    composed = Composer(kind, options, COMPETENCE).compose(said)
+    composed = Composer(kind, options, COMPETENCE).compose(said, decided)
     ledger = Ledger()
     ledger.account([one.id for one in said], composed)  # raises unless each stands once
     ledger.check(len(said))
@@ -79,7 +92,7 @@ def test_everything_said_gives_rows_or_one_reason_in_any_order(
         if not any(one.thumb for one in said) and kind == Kind.PREFERENCE:
             assert not {side[::-1] for side in sides} & set(sides), "one verdict on two answers"
     shuffled = random.Random(seed).sample(said, len(said))
-    again = Composer(kind, options, COMPETENCE).compose(shuffled)
+    again = Composer(kind, options, COMPETENCE).compose(shuffled, decided[::-1])
     assert again.rows == composed.rows
     assert again.reasons == composed.reasons
 
@@ -115,6 +128,41 @@ def test_a_majority_outvotes() -> None:
     rows, reasons = compose(Kind.PREFERENCE, *said, min_agreement=0.6)
     assert [row.judgements for row in rows] == [("1",), ("2",)]
     assert reasons == {"3": Exclusion.BELOW_AGREEMENT}
+
+
+@pytest.mark.parametrize("votes", ["majority", "weighted"])
+def test_a_decision_stands_in_place_of_the_count(votes: str) -> None:
+    said = [ranking("1", "a", "b"), ranking("2", "a", "b", by="2"), ranking("3", "b", "a", by="3")]
+
+    def settle(*decided: Decided) -> tuple[list[Row], dict[str, Exclusion]]:
+        options = Options.read({"votes": votes, "min_agreement": 1})
+        composed = Composer(Kind.PREFERENCE, options, COMPETENCE).compose(said, decided)
+        return composed.rows, composed.reasons
+
+    for_b = Decided(ranking=[["b"], ["a", "c"]])
+    assert settle(for_b) == (
+        [Row(("3",), "b", "a")], {"1": Exclusion.OVERRULED, "2": Exclusion.OVERRULED},
+    )  # fmt: skip
+    tied = settle(Decided(ranking=[["a", "b"], ["c"]]))
+    assert tied == ([], dict.fromkeys("123", Exclusion.OVERRULED))
+    low = dict.fromkeys("123", Exclusion.BELOW_AGREEMENT)
+    assert settle(for_b, Decided(ranking=[["a"], ["b"]])) == ([], low), "two contradict each other"
+    said.pop()
+    assert settle(for_b) == ([Row(("1", "2"), "b", "a")], {}), "what nobody said comes from all"
+
+
+def test_a_decision_on_a_thumb_stands_in_place_of_the_count() -> None:
+    said = [Said(name, thumb=thumb, answer="a") for name, thumb in (("1", 1), ("2", 1), ("3", -1))]
+    said.append(Said("4", thumb=1, answer="b"))
+    bad = [Decided(thumb=-1, answer="a")]
+    overruled = {"1": Exclusion.OVERRULED, "2": Exclusion.OVERRULED}
+    majority = Options.read({"votes": "majority"})
+    found = Composer(Kind.UNPAIRED, majority).compose(said, bad)
+    assert (found.rows, found.reasons) == ([Row(("3",), "", "a"), Row(("4",), "b", "")], overruled)
+    found = Composer(Kind.PREFERENCE, majority).compose(said, bad)
+    assert (found.rows, found.reasons) == ([Row(("3", "4"), "b", "a")], overruled)
+    individual = Composer(Kind.UNPAIRED, Options()).compose(said, bad)
+    assert len(individual.rows) == 4, "each judgement stays a row of its own"
 
 
 def test_competence_gives_a_soft_label() -> None:

@@ -15,6 +15,7 @@ from trl.data_utils import is_conversational
 
 from accounts.errors import ProductError
 from accounts.models import Project, User
+from feedback import adjudication
 from feedback.assignment import Answer, claim, submit
 from feedback.models import (
     Campaign,
@@ -136,6 +137,31 @@ def test_votes_are_counted_over_an_item(
     assert all(0.5 < row["probability"] < 1 for row in rows(soft))
     assert soft.manifest["agreement"] == {"compared": 18, "opposed": 12, "label_smoothing": 0.5}
     assert soft.manifest["ledger"]["exported"] == 18
+
+
+def test_what_a_lead_decided_is_the_label(
+    make_campaign: Callable[..., Campaign],
+    project: Project,
+    annotator: User,
+    second_annotator: User,
+    lead: User,
+) -> None:
+    campaign = make_campaign(items=3, responses=2, judgements_per_item=2)
+    judge_all(campaign, annotator, strict)
+    judge_all(campaign, second_annotator, backwards)
+    first, second = campaign.items.order_by("id")[:2]
+    for item, best in ((first, 0), (second, 0), (first, 1)):
+        answer = {"ranking": [[best], [1 - best]]}
+        adjudication.decide(item=item, answer=answer, why="It cites its source.", by=lead)
+    wanted = {first.responses.get(position=1).text, second.responses.get(position=0).text}
+    voted = take(project, "preference", campaign, votes="majority")
+    assert {said(row, "chosen") for row in rows(voted)} == wanted
+    assert voted.manifest["ledger"] == {
+        "judgements": 6, "exported": 2, "pairs": 2, "excluded": {"no_majority": 2, "overruled": 2},
+    }  # fmt: skip
+    soft = take(project, "preference", campaign, votes="weighted")
+    assert wanted <= {said(row, "chosen") for row in rows(soft) if row["probability"] == 1}
+    assert len(rows(take(project, "preference", campaign))) == 6, "each judgement is a row"
 
 
 def backwards(ids: list[int]) -> list[list[int]]:
