@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.lengths import Lengths
 from training.rows import Row
 
 Message = dict[str, str]
@@ -56,11 +58,13 @@ class Part:
         self.digest = hashlib.sha256()
         self.rows = 0
         self.prompts = 0
+        self.lengths = Lengths()
         self._clear()
 
     def _clear(self) -> None:
         self.lines: list[str] = []
         self.characters = 0
+        self.sizes: list[int] = []  # of each new prompt, in characters
         self.prompt_ids: list[str] = []
         self.messages: list[Sequence[Message]] = []
         self.counts: list[int] = []  # rows of each prompt
@@ -80,6 +84,7 @@ class Part:
         """Take in a prompt's rows; ``written`` is the digest of its messages as they stand here."""
         self.prompts += 1
         size = sum(len(message["content"]) for message in messages)
+        self.sizes.append(size)
         for first in range(0, len(rows), ROWS_PER_GROUP):
             some = rows[first : first + ROWS_PER_GROUP]
             self.prompt_ids.append(prompt_id)
@@ -112,6 +117,9 @@ class Part:
         places = {side: self._places(named) for side, named in (("c", chosen), ("r", rejected))}
         texts = pa.array(self.texts, pa.string())
         digests = pa.array(list(self.places), pa.string())
+        lengths = pc.utf8_length(texts)
+        self.lengths.add_prompts(self.sizes)
+        self.lengths.add_answers(lengths.take(places["c"]), lengths.take(places["r"]))
         voices = {one: place for place, one in enumerate(dict.fromkeys(ids))}
         voice = pa.array([voices[one] for one in ids])
         columns = [

@@ -31,6 +31,7 @@ from accounts.services import audit
 from feedback.models import Campaign, Prompt
 from training import leases, lineage, near
 from training.ledger import Exclusion, Ledger
+from training.lengths import Repeats
 from training.models import Snapshot
 from training.options import Kind, Options, Votes
 from training.parts import Part
@@ -208,7 +209,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     competence = competences(campaigns) if options.votes == Votes.WEIGHTED else {}
     composer = Composer(kind, options, competence)
     scope = Scope(project=snapshot.project_id, campaigns=campaigns, options=options)
-    ledger = Ledger()
+    ledger, repeats = Ledger(), Repeats()
     parts = {part: Part(folder / f"{part}.parquet") for part in PARTS}
     try:
         with transaction.atomic():
@@ -224,6 +225,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                     composed.withhold(Exclusion.HELDOUT_LEAK)
                 ledger.account([one.id for one in group.said], composed)
                 if composed.rows:
+                    repeats.add({one for row in composed.rows for one in row[1:3] if one})
                     part = parts["heldout" if heldout else "train"]
                     part.add(
                         group.prompt_id,
@@ -256,6 +258,8 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "prompts": {name: part.prompts for name, part in parts.items()},
         "heldout_fraction": snapshot.heldout_fraction,
         "near_duplicates": len(alike),
+        "lengths": {name: part.lengths.as_dict() for name, part in parts.items()},
+        "repeats": repeats.as_dict(),
         "agreement": composer.flips.as_dict(),
         "files": {f"{name}.parquet": _file_digest(folder / f"{name}.parquet") for name in parts},
     }

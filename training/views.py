@@ -20,7 +20,7 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
 from inference.models import Version
-from training import charts, evaluation, gate, preflight, runs, snapshots, symptoms
+from training import charts, evaluation, gate, lengths, preflight, runs, snapshots, symptoms
 from training.formats import FORMATS
 from training.forms import (
     METHODS,
@@ -30,12 +30,14 @@ from training.forms import (
     SnapshotForm,
     take_proposal,
 )
+from training.length_chart import length_chart
 from training.models import Evaluation, Run, Snapshot
 from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Votes
 
 LOOK_AGAIN = "Some fields need another look; see below."
 PREVIEW_ROWS = 5
 PREVIEW_SCAN = 500
+LENGTHS = ("prompt", "chosen", "rejected")
 RUN_COLUMNS = {
     "created": "id",
     "state": "state",
@@ -168,6 +170,7 @@ def _preview(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
     ready = snapshot.state == Snapshot.State.READY
+    train = snapshot.manifest.get("lengths", {}).get("train", {})
     return {
         "snapshot": snapshot,
         "waiting": snapshot.state in (Snapshot.State.QUEUED, Snapshot.State.BUILDING),
@@ -178,6 +181,11 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "rows_are": WHAT_ROWS_ARE[Kind(snapshot.kind)],
         "options": _options(snapshot),
         "agreement": snapshot.manifest.get("agreement", {}),
+        "length_rows": [(side, train[side]) for side in LENGTHS if train.get(side)],
+        "length_bias": train.get("bias"),
+        "length_warning": lengths.warning(train.get("bias")),
+        "length_chart": length_chart(snapshot.digest, train) if ready else None,
+        "repeats": snapshot.manifest.get("repeats", {}),
         "preview": _preview(snapshot) if ready else [],
         "runs": snapshot.runs.select_related("version", "start_version"),
     }

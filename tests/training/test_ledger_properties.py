@@ -271,7 +271,8 @@ def test_row_groups_end_anywhere_and_change_nothing_said(
         snapshot = Snapshot.objects.create(project=project)
         snapshot.campaigns.set([campaign])
         built = build_snapshot(snapshot_id=snapshot.pk)
-        found.append((built.digest, built.manifest["prompts"], rows(built)))
+        counted = [built.manifest[name] for name in ("prompts", "lengths", "repeats")]
+        found.append((built.digest, counted, rows(built)))
     assert found[0] == found[1] == found[2]
 
 
