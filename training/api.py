@@ -57,6 +57,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
     imitate = serializers.ListField(
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
     )
+    max_characters = serializers.IntegerField(min_value=0, required=False)
     feedback = serializers.BooleanField(required=False)
     near = serializers.BooleanField(required=False)
     leaks = serializers.BooleanField(required=False)

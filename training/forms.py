@@ -19,7 +19,8 @@ from training.options import Imitate, Kind, Pairs, Votes
 
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
-    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "near",
+    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "max_characters",
+    "near",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -118,7 +119,13 @@ class SnapshotForm(forms.Form):
         help_text="Only for SFT rows.",
         widget=forms.CheckboxSelectMultiple,
     )
-
+    max_characters = forms.IntegerField(
+        label="Most characters",
+        min_value=0,
+        initial=0,
+        required=False,
+        help_text="Leaves out rows whose prompt and longer answer have more together. 0 takes all.",
+    )
     near = forms.BooleanField(
         label="Keep near-duplicate prompts on one side of the split",
         required=False,

@@ -22,6 +22,7 @@ class Exclusion(StrEnum):
     PAUSED_ANNOTATOR = "paused_annotator"
     SKIPPED = "skipped"
     HELDOUT_LEAK = "heldout_leak"
+    TOO_LONG = "too_long"
     OVERRULED = "overruled"
     OUTVOTED = "outvoted"
     NO_MAJORITY = "no_majority"

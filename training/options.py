@@ -67,6 +67,8 @@ class Options:
     attributes: Mapping[str, float] = field(default_factory=dict)
     gap: float = 1.0
     imitate: tuple[Imitate, ...] = (Imitate.CORRECTIONS, Imitate.THUMBS)
+    # The most that a prompt and the longer answer of a row may have together; 0 takes all.
+    max_characters: int = 0
     # Thumbs and corrections that answers in use were given, besides the campaigns.
     feedback: bool = False
     # Keep near-duplicate prompts on one side of the held-out split.
@@ -98,6 +100,8 @@ class Options:
             for name in ("min_agreement", "gap"):
                 if name in given:
                     given[name] = float(given[name])
+            if "max_characters" in given:
+                given["max_characters"] = int(given["max_characters"])
         except (AttributeError, TypeError, ValueError) as error:
             raise ProductError(f"An option of the snapshot makes no sense: {error}.") from None
         options = cls(**given)
@@ -109,6 +113,8 @@ class Options:
             raise ProductError("The least agreement is a share from 0 to 1.")
         if self.gap < 0:
             raise ProductError("The least gap between two ratings is 0 or more.")
+        if self.max_characters < 0:
+            raise ProductError("The most characters of a row are 0, for no limit, or more.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values that ``read`` takes."""

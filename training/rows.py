@@ -8,7 +8,7 @@ answers, a thumb up meets a thumb down.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -105,12 +105,15 @@ class Composed:
         if before is None or GRAVITY[reason] < GRAVITY[before]:
             self.reasons[judgement] = reason
 
-    def withhold(self, reason: Exclusion) -> None:
-        """Give up all rows for one reason."""
+    def withhold(self, reason: Exclusion, fits: Callable[[Row], bool] = lambda _: False) -> None:
+        """Give up the rows that do not fit, or all, for one reason; whose others stay have none."""
         for row in self.rows:
             for judgement in row.judgements:
                 self.reasons[judgement] = reason
-        self.rows.clear()
+        self.rows = [row for row in self.rows if fits(row)]
+        for row in self.rows:
+            for judgement in row.judgements:
+                self.reasons.pop(judgement, None)
 
     def finish(self) -> Composed:
         """Order the rows, and forget the reasons of whoever has a row after all."""

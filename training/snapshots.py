@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from training.lengths import Repeats
 from training.models import Snapshot
 from training.options import Kind, Options, Votes
 from training.parts import Part
-from training.rows import Composer
-from training.sources import Scope, competences
+from training.rows import Composer, Row
+from training.sources import Group, Scope, competences
 
 FORMAT = "laurel-rows-3"
 PARTS = ("train", "heldout")
@@ -223,6 +223,8 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                 heldout = is_heldout(key, snapshot.heldout_fraction)
                 if not heldout and (group.prompt_id in leaked or key in leaked):
                     composed.withhold(Exclusion.HELDOUT_LEAK)
+                if options.max_characters:
+                    composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
                 ledger.account([one.id for one in group.said], composed)
                 if composed.rows:
                     repeats.add({one for row in composed.rows for one in row[1:3] if one})
@@ -265,6 +267,13 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return manifest
+
+
+def _fits(group: Group, most: int) -> Callable[[Row], bool]:
+    """Return whether a row's prompt and longer answer have at most so many characters together."""
+    room = most - sum(len(message["content"]) for message in group.messages)
+    fitting = {digest for digest, text in group.texts.items() if len(text) <= room}
+    return lambda row: all(one in fitting for one in row[1:3] if one)
 
 
 def _file_digest(path: Path) -> str:

@@ -67,6 +67,7 @@ EXCLUSIONS = {
     "thumb": "a thumb that gives no row of this kind",
     "thumb_down": "a thumb down, nothing to imitate",
     "tie": "a tie of all responses",
+    "too_long": "longer than the most characters that were asked for",
 }
 
 
@@ -145,6 +146,7 @@ def _options(snapshot: Snapshot) -> list[str]:
         "" if options.pairs == Pairs.ALL else str(options.pairs.label),
         "" if options.votes == Votes.INDIVIDUAL else str(options.votes.label),
         f"at least {options.min_agreement:.0%} agreement" if options.min_agreement else "",
+        f"at most {options.max_characters:,} characters" if options.max_characters else "",
         "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
     ]

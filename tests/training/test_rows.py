@@ -247,7 +247,14 @@ def test_a_method_takes_the_kinds_that_it_learns_from(kind: str, method: str, fi
 
 
 @pytest.mark.parametrize(
-    "options", [{"pears": "all"}, {"votes": "loudest"}, {"min_agreement": 2}, {"gap": "wide"}]
+    "options",
+    [
+        {"pears": "all"},
+        {"votes": "loudest"},
+        {"min_agreement": 2},
+        {"gap": "wide"},
+        {"max_characters": -1},
+    ],
 )
 def test_it_refuses_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ProductError):

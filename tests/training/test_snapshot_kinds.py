@@ -164,6 +164,25 @@ def test_what_a_lead_decided_is_the_label(
     assert len(rows(take(project, "preference", campaign))) == 6, "each judgement is a row"
 
 
+def test_rows_that_are_too_long_are_left_out_by_name(
+    make_campaign: Callable[..., Campaign], project: Project, annotator: User
+) -> None:
+    campaign = make_campaign(items=3, responses=3, judgements_per_item=1)
+    prompt = len("Question 0 of Tone?")
+    first, second, _ = campaign.items.order_by("id")
+    first.responses.filter(position=2).update(text="x" * 81)  # one answer of three, so two pairs
+    second.responses.filter(position__gt=0).update(text="x" * 90)
+    second.responses.filter(position=1).update(text="y" * 90)
+    judge_all(campaign, annotator, strict)
+    snapshot = take(project, "preference", campaign, max_characters=prompt + 80)
+    assert snapshot.manifest["ledger"] == {
+        "judgements": 3, "exported": 2, "pairs": 4, "excluded": {"too_long": 1},
+    }  # fmt: skip
+    assert snapshot.manifest["lengths"]["train"]["rejected"]["max"] <= 80
+    more = take(project, "preference", campaign, max_characters=prompt + 81)
+    assert more.manifest["ledger"]["pairs"] == 6
+
+
 def backwards(ids: list[int]) -> list[list[int]]:
     return [[one] for one in sorted(ids, reverse=True)]
 
