@@ -30,7 +30,7 @@ from config.processes import port_is_free
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("child", "trainer", "web", "valkey", "postgres")
 PHASES = ("loading", "reference", "training", "saving", "proving")
-SHORT = (("postgres", "training"), ("trainer", "proving"))
+SHORT = (("postgres", "training"),)
 SECONDS = 240
 ARGUMENTS = {
     "epochs": 2,

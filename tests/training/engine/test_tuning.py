@@ -59,7 +59,7 @@ def test_full_weights_go_on_from_an_adapter(make_run: MakeRun) -> None:
     assert report(second)["proof"]["passed"]
 
 
-@pytest.mark.parametrize("method", ["dpo", "reward"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("reward", marks=pytest.mark.slow)])
 def test_two_processes_give_the_losses_of_one(make_run: MakeRun, method: str) -> None:
     settings = {"arguments": {"checkpoint_every": 2}, "method": method}
     alone, together = make_run("alone", **settings), make_run("together", **settings)
