@@ -98,12 +98,6 @@ PANELS = (
         curves=(Curve(metric="memory_mb", label="memory", colour=PURPLE),),
         meaning="What the training process, or on CUDA the GPU, holds after each step.",
     ),
-    Panel(
-        title="GPU use",
-        curves=(Curve(metric="gpu_utilisation", label="GPU", colour=GREEN),),
-        top=1.0,
-        meaning="Share of the time in which the GPU worked.",
-    ),
 )
 COMPARED = ("loss", "rewards/accuracies", "rewards/margins", "kl")
 COLOURS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -431,43 +432,38 @@ def run_charts(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     return render(request, "training/_run_charts.html", context)
 
 
+def _change_run(
+    request: HttpRequest, slug: str, pk: int, change: Callable[..., Any], said: str
+) -> HttpResponse:
+    """Let an admin change a run, and say what follows or why not."""
+    membership, run = _run(request, slug, pk, Role.ADMIN)
+    try:
+        change(run=run, by=membership.user)
+    except ProductError as error:
+        return refused(request, "training/run.html", _run_context(run), error)
+    messages.success(request, f"Run {run.pk} {said}")
+    return redirect("run", slug, pk)
+
+
 @login_required
 @require_POST
 def run_cancel(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Stop a run within one step."""
-    membership, run = _run(request, slug, pk, Role.ADMIN)
-    try:
-        runs.cancel_run(run=run, by=membership.user)
-    except ProductError as error:
-        return refused(request, "training/run.html", _run_context(run), error)
-    messages.success(request, f"Run {run.pk} stops at its next step.")
-    return redirect("run", slug, pk)
+    return _change_run(request, slug, pk, runs.cancel_run, "stops at its next step.")
 
 
 @login_required
 @require_POST
 def run_pause(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Stop a run within one step, to go on later from there."""
-    membership, run = _run(request, slug, pk, Role.ADMIN)
-    try:
-        runs.pause_run(run=run, by=membership.user)
-    except ProductError as error:
-        return refused(request, "training/run.html", _run_context(run), error)
-    messages.success(request, f"Run {run.pk} pauses at its next step.")
-    return redirect("run", slug, pk)
+    return _change_run(request, slug, pk, runs.pause_run, "pauses at its next step.")
 
 
 @login_required
 @require_POST
 def run_resume(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Queue a paused run again."""
-    membership, run = _run(request, slug, pk, Role.ADMIN)
-    try:
-        runs.resume_run(run=run, by=membership.user)
-    except ProductError as error:
-        return refused(request, "training/run.html", _run_context(run), error)
-    messages.success(request, f"Run {run.pk} goes on when a trainer is free.")
-    return redirect("run", slug, pk)
+    return _change_run(request, slug, pk, runs.resume_run, "goes on when a trainer is free.")
 
 
 @login_required
