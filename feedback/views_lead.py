@@ -25,7 +25,7 @@ from feedback.forms_documents import DocumentsForm
 from feedback.forms_extras import ExtrasForm
 from feedback.forms_lead import CampaignForm, PromptsForm, SourceForm, tag_counts
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, CompletionFeedback, Prompt
-from inference.models import AliasName, Completion, Version
+from inference.models import Completion, Version
 
 PROMPT_COLUMNS = {"added": "id", "used": "campaigns"}
 CAMPAIGN_COLUMNS = {"created": "id", "name": "name", "kind": "kind", "state": "state"}
@@ -136,7 +136,7 @@ def campaigns(request: HttpRequest, slug: str) -> HttpResponse:
 def _source_forms(request: HttpRequest, membership: Membership) -> list[SourceForm]:
     """Return a row for each version; what serves in production is chosen at first."""
     versions = Version.objects.filter(project=membership.project).select_related("base")
-    production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
+    production = versions.in_production().first()
     return [
         SourceForm(
             request.POST if request.method == "POST" else None,

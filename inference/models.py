@@ -31,6 +31,10 @@ class BaseModel(models.Model):
 
 
 class VersionQuerySet(models.QuerySet["Version"]):
+    def in_production(self) -> VersionQuerySet:
+        """Return what serves now: one version a project, or none yet."""
+        return self.filter(aliases__name=AliasName.PRODUCTION)
+
     def adapters(self) -> VersionQuerySet:
         """Return only what was trained, without the plain bases."""
         return self.exclude(digest="")

@@ -11,7 +11,7 @@ from django.http import QueryDict
 
 from accounts.models import Project
 from feedback.models import Campaign
-from inference.models import AliasName, Version
+from inference.models import Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Evaluation, Snapshot
@@ -432,7 +432,7 @@ class EvaluationForm(forms.Form):
         assert isinstance(rule, forms.ChoiceField)
         snapshots.queryset = Snapshot.objects.filter(project=project).usable()
         rule.choices = [(name, name) for name in settings.EVALUATION_RULES]
-        production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
+        production = versions.in_production().first()
         if production is not None:
             self.initial.setdefault("champion", production.pk)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference.models import Alias, AliasName, Version
+from inference.models import AliasName, Version
 from inference.services import Verdict
 from training.models import Evaluation
 
@@ -65,14 +65,10 @@ def _fragile(evaluation: Evaluation, proposed: bool) -> str:
 
 def proposal(version: Version) -> Standing:
     """Return a version's standing against what serves in its project's production."""
-    alias = (
-        Alias.objects.filter(project_id=version.project_id, name=AliasName.PRODUCTION)
-        .select_related("version")
-        .first()
-    )
-    if alias is None:
+    champion = Version.objects.filter(project=version.project_id).in_production().first()
+    if champion is None:
         return Standing(proposed=True, sentence="Nothing serves in production yet.")
-    return standing(version=version, champion=alias.version)
+    return standing(version=version, champion=champion)
 
 
 def check_promotion(*, version: Version, alias_name: str) -> Verdict:

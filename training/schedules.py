@@ -23,7 +23,7 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import User
 from accounts.services import audit
 from feedback.models import Campaign, Judgement
-from inference.models import AliasName, Version
+from inference.models import Version
 from inference.services import promote
 from training import evaluation, gate, runs, snapshots
 from training.models import Evaluation, Run, Schedule, ScheduledRound, Snapshot
@@ -205,7 +205,7 @@ def _train(row: ScheduledRound) -> None:
     if snapshot.state != Snapshot.State.READY:
         raise ProductError(f"Snapshot {snapshot.pk} could not be built. {snapshot.reason}")
     versions = Version.objects.filter(project=schedule.project)
-    production = versions.filter(aliases__name=AliasName.PRODUCTION).first()
+    production = versions.in_production().first()
     start = production if schedule.from_production else versions.filter(number=0).first()
     if start is None:
         raise ProductError("The project has no version to start from. Adopt a base model first.")
@@ -229,9 +229,7 @@ def _evaluate(row: ScheduledRound) -> None:
         if run.state in (Run.State.FAILED, Run.State.CANCELLED):
             raise ProductError(f"Run {run.pk} gave no version. {run.reason}")
         return
-    champion = Version.objects.filter(
-        project=schedule.project, aliases__name=AliasName.PRODUCTION
-    ).first()
+    champion = Version.objects.filter(project=schedule.project).in_production().first()
     if champion is None or champion.pk == run.version_id:
         _end(row, State.KEPT, f"{run.version.name} is what serves already.")
         return
