@@ -10,15 +10,13 @@ from django.http import Http404
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
-from accounts.errors import TooLarge
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
-from feedback import assignment, extras, importing, live, obstacles, services
+from feedback import assignment, extras, live, obstacles, services
 from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
     Campaign,
@@ -518,56 +516,6 @@ class SkipView(OneSlotView):
             note=values["note"],
         )
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-
-class ImportsView(ProjectAPIView):
-    scope, role = Scope.MANAGE, Role.LEAD
-    parser_classes = [MultiPartParser]
-
-    class Input(serializers.Serializer[Any]):
-        file = serializers.FileField(
-            help_text="JSON, JSON Lines, CSV, TSV or Parquet, also with .gz; 256 MB at most."
-        )
-        name = serializers.CharField(max_length=120, allow_blank=True, default="")
-        mapping = serializers.JSONField(
-            default=dict, help_text="Which column is which part of a row; found out if left out."
-        )
-        skip_errors = serializers.BooleanField(default=False)
-        preview = serializers.BooleanField(default=False, help_text="Say it, and add nothing.")
-
-    class Output(serializers.Serializer[Any]):
-        campaign = serializers.IntegerField(allow_null=True)
-        report = serializers.DictField()
-
-    @extend_schema(request={"multipart/form-data": Input}, responses={200: Output, 201: Output})
-    def post(self, request: Request) -> Response:
-        """Import a file of comparisons, labels, answers or prompts: all of it or nothing."""
-        data = self.Input(data=request.data)
-        data.is_valid(raise_exception=True)
-        values = data.validated_data
-        project = self.project()
-        file = values["file"]
-        if file.size > importing.MOST_UPLOADED:
-            raise TooLarge("The file is larger than 256 MB. Compress or split it.")
-        mapping = values["mapping"]
-        if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
-            raise serializers.ValidationError("mapping: an object of names of columns.")
-        if values["preview"]:
-            plan = importing.preview(
-                project=project, file=file, filename=file.name, mapping=mapping
-            )
-            return Response({"campaign": None, "report": plan.report.as_dict()})
-        report, campaign = importing.import_file(
-            project=project,
-            by=self.user,
-            file=file,
-            filename=file.name,
-            name=values["name"],
-            mapping=mapping,
-            skip_errors=values["skip_errors"],
-        )
-        body = {"campaign": campaign.pk if campaign else None, "report": report.as_dict()}
-        return Response(body, status=status.HTTP_201_CREATED if report.added else 200)
 
 
 class FeedbackSerializer(serializers.ModelSerializer[CompletionFeedback]):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -20,20 +21,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from django.db import IntegrityError, connection, models, transaction
-from django.utils import timezone
+from django.db import transaction
 
-from accounts.errors import Conflict, ProductError, TooLarge
+from accounts.errors import ProductError, TooLarge
 from accounts.models import Project, User
 from accounts.services import audit
+from feedback import import_store
 from feedback.documents import Document, attach, detach, read_documents
-from feedback.models import Campaign, Item, Judgement, Response, Slot, text_digest
+from feedback.import_store import WATCHED_ROWS, Watch, unwatched
+from feedback.models import Campaign, canonical_json, text_digest
 from feedback.services import ROLES, check_messages
 
 Message = dict[str, str]
@@ -45,9 +47,9 @@ MOST_BYTES = 1 << 30
 FINDINGS_KEPT = 100
 SAMPLE_ROWS = 5
 COLUMN_ROWS = 100
+PATIENCE_SECONDS = 20
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_NAMESPACE = uuid.UUID("4f1de1a5-6f0e-4f0e-9a3c-6b3f6c8f2a10")
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
+_TURN = re.compile(r"\n\n(Human|Assistant|System):[ ]?")
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -95,25 +97,34 @@ class Row:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """One row as it is understood; the texts are best first, one of them where there is no pair."""
+    """One row as it is understood; the texts are best first, one of them where there is no pair.
+
+    Of many rows nearly all is text, which costs the garbage collector nothing.
+    """
 
     line: int
-    prompt: list[Message]
+    # The messages in canonical JSON.
+    prompt_json: str
     texts: tuple[str, ...] = ()
     thumb: int | None = None
     strength: int | None = None
     # What stands in the first turn of the prompt.
-    documents: list[Document] = field(default_factory=list)
+    documents: Sequence[Document] = ()
     # Digests of the prompt, and of all that the row says.
-    prompt_digest: str = field(init=False, default="")
-    said: str = field(init=False, default="")
+    prompt_digest: str = field(init=False)
+    said: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_digest", text_digest(self.prompt))
-        said = text_digest([self.prompt_digest, list(self.texts), self.thumb])
-        object.__setattr__(self, "said", said)
+        self.prompt_digest = hashlib.sha256(self.prompt_json.encode()).hexdigest()
+        self.said = text_digest([self.prompt_digest, self.texts, self.thumb])
+
+    @property
+    def prompt(self) -> list[Message]:
+        """Return the conversation as a model reads it."""
+        messages: list[Message] = json.loads(self.prompt_json)
+        return messages
 
     @property
     def turns(self) -> list[Message]:
@@ -401,7 +412,7 @@ def conversation(value: Any) -> list[Message] | str | None:
 
 
 def _dialogue(text: str) -> list[Message] | str:
-    parts = _TURN.split(text.lstrip("\n").join(("\n\n", "")) if text[:1] == "\n" else text)
+    parts = _TURN.split("\n\n" + text.lstrip("\n"))
     if len(parts) < 3 or parts[0].strip():
         return text
     roles = {"Human": "user", "Assistant": "assistant", "System": "system"}
@@ -429,20 +440,20 @@ class _Reader:
                 raise _LeftOut("both answers are the same")
             return Entry(
                 row.line,
-                attach(prompt, documents),
+                canonical_json(attach(prompt, documents)),
                 (chosen, rejected),
                 strength=_strength(value.get("strength")),
                 documents=documents,
             )
         if self.layout == Layout.PROMPTS:
-            return Entry(row.line, attach(self._prompt(value), documents), documents=documents)
+            asked = canonical_json(attach(self._prompt(value), documents))
+            return Entry(row.line, asked, documents=documents)
         prompt, answer = self._answered(value)
         if not answer.strip():
             raise _LeftOut("an answer is empty")
         thumb = _thumb(value["label"]) if self.layout == Layout.LABELS else 1
-        return Entry(
-            row.line, attach(prompt, documents), (answer,), thumb=thumb, documents=documents
-        )
+        asked = canonical_json(attach(prompt, documents))
+        return Entry(row.line, asked, (answer,), thumb=thumb, documents=documents)
 
     def _prompt(self, value: dict[str, Any]) -> list[Message]:
         prompt = conversation(value.get("prompt"))
@@ -569,16 +580,27 @@ def _strength(value: Any) -> int | None:
     return int(number) if number in (1.0, 2.0, 3.0) else None
 
 
-def understand(file: IO[bytes], filename: str, mapping: Mapping[str, str] | None = None) -> Plan:
-    """Read a file and say what would become of each row; touches no database."""
-    rows = list(read_rows(file, filename))
-    sound = [row for row in rows if isinstance(row, Row)]
+def understand(
+    file: IO[bytes],
+    filename: str,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    most: int | None = None,
+    watch: Watch = unwatched,
+) -> Plan:
+    """Read a file, or its first ``most`` rows, and say what would become of each row.
+
+    Touches no database.
+    """
+    rows = read_rows(file, filename)
+    first, sound = _first_rows(rows)
     if not sound:
-        first = next((row for row in rows if isinstance(row, Finding)), None)
         raise ProductError(
-            f"Line {first.line}: {first.message}" if first else "The file has no rows."
+            f"Line {first[0].line}: {first[0].message}"
+            if first and isinstance(first[0], Finding)
+            else "The file has no rows."
         )
-    columns = _columns(sound[:COLUMN_ROWS])
+    columns = _columns(sound)
     parts = detect(columns, mapping)
     layout = layout_of(parts, sound[0].values)
     used = {*parts.values(), *ORIGINS}
@@ -589,8 +611,10 @@ def understand(file: IO[bytes], filename: str, mapping: Mapping[str, str] | None
     entries: list[Entry] = []
     seen: set[str] = set()
     per_prompt: Counter[str] = Counter()
-    for row in rows:
+    for row in islice(chain(first, rows), most):
         report.rows += 1
+        if report.rows % WATCHED_ROWS == 0:
+            watch("read", report.rows, None)
         if isinstance(row, Finding):
             report.error(row.line, row.message)
             continue
@@ -614,11 +638,29 @@ def understand(file: IO[bytes], filename: str, mapping: Mapping[str, str] | None
     return Plan(report=report, entries=entries)
 
 
+def _first_rows(rows: Iterator[Row | Finding]) -> tuple[list[Row | Finding], list[Row]]:
+    """Return what is read until the columns are known, and the sound rows of it."""
+    first: list[Row | Finding] = []
+    sound: list[Row] = []
+    for row in rows:
+        first.append(row)
+        if isinstance(row, Row):
+            sound.append(row)
+        if len(sound) == COLUMN_ROWS:
+            break
+    return first, sound
+
+
 def preview(
-    *, project: Project, file: IO[bytes], filename: str, mapping: Mapping[str, str] | None = None
+    *,
+    project: Project,
+    file: IO[bytes],
+    filename: str,
+    mapping: Mapping[str, str] | None = None,
+    most: int | None = None,
 ) -> Plan:
     """Return what an import would add, knowing what the project has already."""
-    plan = understand(file, filename, mapping)
+    plan = understand(file, filename, mapping, most=most)
     plan.report.known = len(plan.entries) - len(_unknown(project, plan))
     return plan
 
@@ -636,12 +678,15 @@ def import_file(
     name: str = "",
     mapping: Mapping[str, str] | None = None,
     skip_errors: bool = False,
+    patience: int = PATIENCE_SECONDS,
+    watch: Watch = unwatched,
 ) -> tuple[Report, Campaign | None]:
     """Add what a file holds and return the report; the campaign is None where nothing was judged.
 
-    Rows in error refuse the whole file, unless they are to be left out. One transaction.
+    Rows in error refuse the whole file, unless they are to be left out. One transaction. Imports
+    into a project take turns; Conflict where it does not come within ``patience`` seconds.
     """
-    plan = understand(file, filename, mapping)
+    plan = understand(file, filename, mapping, watch=watch)
     report = plan.report
     if report.errors and not skip_errors:
         first = report.errors[0]
@@ -656,20 +701,22 @@ def import_file(
             "that say anything. Add more.",
             **report.as_dict(),
         )
+    import_store.take_turn(project, seconds=patience)  # or two would both find a row new
     new = _unknown(project, plan)
     report.known = len(plan.entries) - len(new)
     report.added = len(new)
     campaign = None
-    try:
-        with transaction.atomic():
-            if new and report.layout == Layout.PROMPTS:
-                _prompt_ids(project, new)
-            elif new:
-                campaign = _store(project, by, name or filename, report.layout, new)
-    except IntegrityError:
-        raise Conflict(
-            "Somebody imports the same rows right now. Look again in a minute."
-        ) from None
+    if new and report.layout == Layout.PROMPTS:
+        import_store.store_prompts(project, [entry for _, entry in new])
+    elif new:
+        campaign = import_store.store_judged(
+            project=project,
+            by=by,
+            name=name or filename,
+            pairs=report.layout == Layout.COMPARISONS,
+            judged=new,
+            watch=watch,
+        )
     audit(
         project=project,
         by=by,
@@ -685,174 +732,12 @@ def import_file(
     return report, campaign
 
 
-def _client_id(project: Project, entry: Entry) -> uuid.UUID:
-    return uuid.uuid5(_NAMESPACE, f"{project.pk}:{entry.said}")
-
-
 def _unknown(project: Project, plan: Plan) -> list[tuple[uuid.UUID, Entry]]:
     """Return the entries that the project has not yet, with the ids of their judgements."""
     if plan.report.layout == Layout.PROMPTS:
         digests = {entry.prompt_digest: entry for entry in plan.entries}
-        there = _there(
-            "SELECT digest FROM feedback_prompt WHERE digest = ANY(%s) AND project_id = %s",
-            [list(digests), project.pk],
-        )
+        there = import_store.known_prompts(project, list(digests))
         return [(uuid.uuid4(), entry) for digest, entry in digests.items() if digest not in there]
-    ids = [(_client_id(project, entry), entry) for entry in plan.entries]
-    there = _there(
-        "SELECT client_id FROM feedback_judgement WHERE client_id = ANY(%s)",
-        [[one for one, _ in ids]],
-    )
-    return [(one, entry) for one, entry in ids if one not in there]
-
-
-def _there(query: str, values: Sequence[Any]) -> set[Any]:
-    with connection.cursor() as cursor:
-        cursor.execute(query, values)
-        return {row[0] for row in cursor.fetchall()}
-
-
-def _prompt_ids(project: Project, entries: list[tuple[uuid.UUID, Entry]]) -> dict[str, int]:
-    """Return the ids of the entries' prompts by digest, storing those that are new."""
-    prompts = {entry.prompt_digest: entry for _, entry in entries}
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TEMPORARY TABLE incoming"
-            " (digest varchar(64), messages jsonb, documents jsonb) ON COMMIT DROP"
-        )
-        with cursor.copy("COPY incoming FROM STDIN") as copy:
-            for digest, entry in prompts.items():
-                texts = (
-                    json.dumps(each, ensure_ascii=False) for each in (entry.prompt, entry.documents)
-                )
-                copy.write_row((digest, *texts))
-        cursor.execute(
-            "INSERT INTO feedback_prompt"
-            " (project_id, messages, documents, digest, tags, created_at)"
-            " SELECT %s, messages, documents, digest, '{import}', now() FROM incoming"
-            " ON CONFLICT (project_id, digest) DO NOTHING",
-            [project.pk],
-        )
-        cursor.execute(
-            "SELECT incoming.digest, prompt.id FROM incoming JOIN feedback_prompt AS prompt"
-            " ON prompt.digest = incoming.digest AND prompt.project_id = %s",
-            [project.pk],
-        )
-        found = dict(cursor.fetchall())
-        cursor.execute("DROP TABLE incoming")
-    return found
-
-
-def import_user(project: Project, number: int) -> User:
-    """Return the project's import user; nobody can sign in as one."""
-    name = f"import{number + 1 if number else ''}-{project.slug}"
-    user, made = User.objects.get_or_create(username=name, defaults={"is_active": False})
-    if made:
-        user.set_unusable_password()
-        user.save(update_fields=["password"])
-    elif user.has_usable_password():
-        raise Conflict(
-            f"A person has the name “{name}”, which imports of this project need. "
-            "Rename the person."
-        )
-    return user
-
-
-def _store(
-    project: Project,
-    by: User | None,
-    name: str,
-    layout: Layout,
-    entries: list[tuple[uuid.UUID, Entry]],
-) -> Campaign:
-    """Store judged rows as a closed campaign: items, responses, filled slots, judgements."""
-    prompt_ids = _prompt_ids(project, entries)
-    by_prompt: dict[int, list[tuple[uuid.UUID, Entry]]] = {}
-    for client_id, entry in entries:
-        by_prompt.setdefault(prompt_ids[entry.prompt_digest], []).append((client_id, entry))
-    most = max(map(len, by_prompt.values()))
-    users = [import_user(project, number).pk for number in range(most)]
-    pairs = layout == Layout.COMPARISONS
-    campaign = Campaign(
-        project=project,
-        name=name[:120],
-        kind=Campaign.Kind.PAIRWISE if pairs else Campaign.Kind.THUMBS,
-        state=Campaign.State.CLOSED,
-        judgements_per_item=most,
-        responses_per_item=2 if pairs else 1,
-        to_generate=len(by_prompt),
-        generated=len(by_prompt),
-        created_by=by,
-    )
-    campaign.full_clean()
-    campaign.save()
-    now = timezone.now().isoformat()
-    made = {
-        model: iter(_reserve(model, count))
-        for model, count in (
-            (Item, len(by_prompt)),
-            (Response, sum(len(entry.texts) for _, entry in entries)),
-            (Slot, len(entries)),
-            (Judgement, len(entries)),
-        )
-    }
-    rows: dict[type[models.Model], list[tuple[Any, ...]]] = {model: [] for model in made}
-    for prompt_id, judged in by_prompt.items():
-        item = next(made[Item])
-        rows[Item].append((item, campaign.pk, prompt_id, now))
-        position = 0
-        for index, (client_id, entry) in enumerate(judged):
-            # Best first in half of the items only: where an answer stands must say nothing.
-            swap = len(entry.texts) == 2 and client_id.int % 2 == 1
-            shown: list[int] = []
-            for text in entry.texts[::-1] if swap else entry.texts:
-                response = next(made[Response])
-                rows[Response].append((response, item, position + len(shown), text, "import"))
-                shown.append(response)
-            order = list(range(position, position + len(shown)))
-            position += len(shown)
-            slot = next(made[Slot])
-            rows[Slot].append((slot, campaign.pk, item, index, 0, order, "filled", users[index], 1))
-            best = shown[::-1] if swap else shown
-            ranking = json.dumps([[one] for one in best]) if pairs else None
-            rows[Judgement].append(
-                (
-                    next(made[Judgement]), client_id, slot, item, campaign.pk, users[index],
-                    ranking, entry.thumb, entry.strength, False, "", shown, now, "",
-                )
-            )  # fmt: skip
-    for model, fields in _FIELDS.items():
-        _copy(model, fields, rows[model])
-    return campaign
-
-
-_FIELDS: dict[type[models.Model], tuple[str, ...]] = {
-    Item: ("id", "campaign", "prompt", "created_at"),
-    Response: ("id", "item", "position", "text", "source"),
-    Slot: ("id", "campaign", "item", "index", "shuffle", "order", "state", "holder", "token"),
-    Judgement: (
-        "id", "client_id", "slot", "item", "campaign", "annotator", "ranking", "thumb", "strength",
-        "both_bad", "comment", "shown", "created_at", "retracted_why",
-    ),
-}  # fmt: skip
-
-
-def _reserve(model: type[models.Model], count: int) -> list[int]:
-    """Return ids that nobody else gets."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)",
-            [model._meta.db_table, count],
-        )
-        return [row[0] for row in cursor.fetchall()]
-
-
-def _copy(
-    model: type[models.Model], fields: Sequence[str], rows: Iterable[tuple[Any, ...]]
-) -> None:
-    """Write rows by COPY: several times as fast as INSERT, under the same constraints."""
-    columns = ", ".join(f'"{model._meta.get_field(name).column}"' for name in fields)  # type: ignore[union-attr]
-    statement = f'COPY "{model._meta.db_table}" ({columns}) FROM STDIN'
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row(row)
+    ids = {import_store.judgement_id(project, entry.said): entry for entry in plan.entries}
+    there_too = import_store.known_judgements(list(ids))
+    return [(one, entry) for one, entry in ids.items() if one not in there_too]

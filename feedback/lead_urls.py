@@ -17,6 +17,7 @@ from feedback import views_lead as views
 urlpatterns = [
     path("prompts/", views.prompts, name="prompts"),
     path("import/", views_import.import_page, name="import"),
+    path("import/<int:pk>/", views_import.file_import, name="file_import"),
     path("leaderboard/", views_quality.project_leaderboard, name="project_leaderboard"),
     path("campaigns/", views.campaigns, name="campaigns"),
     path("campaigns/new", views.campaign_new, name="campaign_new"),

@@ -31,10 +31,13 @@ NONE = models.Value([], models.JSONField())
 LEAST_EVERY = 4
 
 
+# Made once: json.dumps would make one for every call.
+canonical_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def text_digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value in its canonical form."""
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def random_id() -> int:
@@ -718,3 +721,49 @@ class CompletionFeedback(models.Model):
 
     def __str__(self) -> str:
         return f"feedback {self.pk} on {self.completion_id}"
+
+
+class FileImport(models.Model):
+    """A file too large to be added within a request: a worker adds all of it, or nothing."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued", "queued"
+        RUNNING = "running", "running"
+        DONE = "done", "done"
+        FAILED = "failed", "failed"
+
+    LIVE = (State.QUEUED, State.RUNNING)
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="file_imports")
+    # What was uploaded, by its SHA-256; gone once the import has ended.
+    upload = models.CharField(max_length=64)
+    filename = models.CharField(max_length=200)
+    name = models.CharField(max_length=120, blank=True)
+    mapping = models.JSONField(default=dict, blank=True)
+    skip_errors = models.BooleanField(default=False)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    # When it was last given to a worker.
+    rung_at = models.DateTimeField(default=timezone.now)
+    report = models.JSONField(default=dict, blank=True)
+    reason = models.TextField(blank=True)
+    campaign = models.ForeignKey(
+        Campaign, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(state="failed") | ~Q(reason=""), name="a_failed_import_has_a_reason"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"import {self.pk} of {self.filename}"
+
+    @property
+    def live(self) -> bool:
+        return self.state in self.LIVE

@@ -33,3 +33,19 @@ def watch_trust() -> None:
     from feedback import pauses
 
     pauses.watch_campaigns()
+
+
+@shared_task(name="feedback.tasks.import_file")
+def import_file(import_id: int) -> None:
+    """Add a large file; harmless where that is done or another worker is at it."""
+    from feedback import imports
+
+    imports.run_import(import_id=import_id)
+
+
+@shared_task(name="feedback.tasks.resume_imports")
+def resume_imports() -> None:
+    """Ring again for imports whose worker was killed; runs every half minute."""
+    from feedback import imports
+
+    imports.resume_imports()

@@ -6,6 +6,7 @@ from feedback import (
     api,
     api_checks,
     api_code_books,
+    api_imports,
     views_dashboard,
     views_own_progress,
     views_quality,
@@ -41,6 +42,7 @@ urlpatterns = [
     path("api/slots/<int:pk>/renew", api.RenewView.as_view()),
     path("api/slots/<int:pk>/skip", api.SkipView.as_view()),
     path("api/completions/<uuid:pk>/feedback", api.CompletionFeedbackView.as_view()),
-    path("api/imports/", api.ImportsView.as_view(), name="api_imports"),
+    path("api/imports/", api_imports.ImportsView.as_view(), name="api_imports"),
+    path("api/imports/<int:pk>/", api_imports.ImportView.as_view(), name="api_import"),
     path("api/feedback/", api.FeedbackListView.as_view()),
 ]

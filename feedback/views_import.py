@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.files.uploadedfile import UploadedFile
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET
 
 from accounts.access import get_membership
-from accounts.errors import ProductError, TooLarge
-from accounts.models import Project, Role
+from accounts.errors import ProductError
+from accounts.models import Role
 from accounts.pages import refused
-from feedback import importing
+from feedback import importing, imports
+from feedback.models import FileImport
 
-KEPT_SECONDS = 24 * 3600
 TEMPLATE = "feedback/import.html"
-_KEPT_NAME = re.compile(r"^[0-9a-f]{64}$")
+RECENT = 5
 
 
 @login_required
@@ -33,17 +28,19 @@ def import_page(request: HttpRequest, slug: str) -> HttpResponse:
     membership = get_membership(request, slug, Role.LEAD)
     project = membership.project
     context: dict[str, Any] = {"parts": list(importing.PARTS), "fewest": importing.FEWEST_ROWS}
+    context["recent"] = project.file_imports.all()[:RECENT]
     if request.method != "POST":
         return render(request, TEMPLATE, context)
     uploaded = request.FILES.get("file")
     try:
         if isinstance(uploaded, UploadedFile):
             filename = uploaded.name or "file"
-            kept = _keep(project, uploaded)
+            kept = imports.keep_upload(project, uploaded)
         else:
             filename = request.POST.get("filename", "")[:200]
             kept = request.POST.get("kept", "")
-        path = _kept(project, kept)
+        path = imports.kept_upload(project, kept)
+        large = imports.is_large(filename, path.stat().st_size)
         mapping = {
             part: request.POST[f"part-{part}"]
             for part in importing.PARTS
@@ -54,59 +51,49 @@ def import_page(request: HttpRequest, slug: str) -> HttpResponse:
         if "confirm" not in request.POST:
             with path.open("rb") as file:
                 plan = importing.preview(
-                    project=project, file=file, filename=filename, mapping=mapping
+                    project=project,
+                    file=file,
+                    filename=filename,
+                    mapping=mapping,
+                    most=imports.LOOKED_AT if large else None,
                 )
             context |= {"report": plan.report, "new": len(plan.entries) - plan.report.known}
-            context["mapping"] = plan.report.mapping
+            context |= {
+                "mapping": plan.report.mapping,
+                "large": large,
+                "looked_at": imports.LOOKED_AT,
+            }
             return render(request, TEMPLATE, context)
+        chosen: dict[str, Any] = {
+            "name": request.POST.get("name", "").replace("\x00", "").strip(),
+            "mapping": mapping,
+            "skip_errors": "skip_errors" in request.POST,
+        }
+        if large:
+            queued = imports.queue_import(
+                project=project, by=membership.user, upload=kept, filename=filename, **chosen
+            )
+            return redirect("file_import", slug, queued.pk)
         with path.open("rb") as file:
             report, campaign = importing.import_file(
-                project=project,
-                by=membership.user,
-                file=file,
-                filename=filename,
-                name=request.POST.get("name", "").replace("\x00", "").strip(),
-                mapping=mapping,
-                skip_errors="skip_errors" in request.POST,
+                project=project, by=membership.user, file=file, filename=filename, **chosen
             )
     except ProductError as error:
         return refused(request, TEMPLATE, context, error)
-    path.unlink(missing_ok=True)
+    imports.drop_upload(project, kept)
     messages.success(request, f"{report.added:,} rows added, {report.known:,} were there already.")
     if campaign is not None:
         return redirect("campaign", slug, campaign.pk)
     return redirect("prompts", slug)
 
 
-def _folder(project: Project) -> Path:
-    return Path(settings.ARTIFACTS_DIR) / "imports" / str(project.pk)
-
-
-def _keep(project: Project, uploaded: UploadedFile[Any]) -> str:
-    """Keep an upload until it is confirmed, a day at most; return the name it is kept under."""
-    if (uploaded.size or 0) > importing.MOST_UPLOADED:
-        raise TooLarge("The file is larger than 256 MB. Compress or split it.")
-    folder = _folder(project)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
-                old.unlink()
-    digest = hashlib.sha256()
-    for chunk in uploaded.chunks():
-        digest.update(chunk)
-    draft = folder / f".{digest.hexdigest()}"
-    uploaded.seek(0)
-    with draft.open("wb") as file:
-        for chunk in uploaded.chunks():
-            file.write(chunk)
-    draft.replace(folder / digest.hexdigest())
-    return digest.hexdigest()
-
-
-def _kept(project: Project, name: str) -> Path:
-    """Return where an upload of this project is kept, or raise ProductError."""
-    path = _folder(project) / name
-    if not _KEPT_NAME.match(name) or not path.is_file():
-        raise ProductError("Choose a file; one that was uploaded before is kept for a day only.")
-    return path
+@login_required
+@require_GET
+def file_import(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Show how far an import is, and what became of it; the moving part alone for htmx."""
+    membership = get_membership(request, slug, Role.LEAD)
+    found = get_object_or_404(FileImport, project=membership.project, pk=pk)
+    partial = request.htmx  # type: ignore[attr-defined]
+    template = "feedback/_file_import.html" if partial else "feedback/file_import.html"
+    context = {"file_import": found, "progress": imports.progress(found)}
+    return render(request, template, context)

@@ -217,6 +217,7 @@ CELERY_BEAT_SCHEDULE = {
         "task": "feedback.tasks.resume_stalled_generations",
         "schedule": 30.0,
     },
+    "resume imports": {"task": "feedback.tasks.resume_imports", "schedule": 30.0},
     "test trust": {"task": "feedback.tasks.watch_trust", "schedule": 30.0},
     "tell completed campaigns": {
         "task": "feedback.tasks.tell_completed_campaigns",
