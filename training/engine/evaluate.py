@@ -11,9 +11,10 @@ import torch
 from training.engine.data import Tree
 from training.engine.methods import Method, Scores, means, pair_metrics
 from training.engine.team import Team
-from training.engine.tree import build_pack, group_trees
+from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
 
 RESAMPLES = 1000
+DIVERGENCE_TREES = 64  # held-out prompts on which the distance from the base is measured
 
 
 @torch.no_grad()
@@ -48,6 +49,39 @@ def evaluate(
         low, high = _interval(per_prompt, key)
         result |= {f"{name}_low": low, f"{name}_high": high}
     return result
+
+
+@torch.no_grad()
+def divergence(
+    trees: Sequence[Tree],
+    of_tokens: Callable[[Pack], torch.Tensor],
+    *,
+    budget: int,
+    device: torch.device,
+    team: Team,
+) -> dict[str, float]:
+    """Return KL(policy || base) per response token, in nats, with its interval over prompts.
+
+    ``of_tokens`` gives the exact divergence of the two distributions where each response token
+    comes [N], so no sampling noise is in it. At most DIVERGENCE_TREES prompts are read.
+    """
+    parts = []
+    for group in team.share(group_trees(trees[:DIVERGENCE_TREES], budget)):
+        pack = build_pack(group, device)
+        by_response = iter(sum_by_response(pack, of_tokens(pack)).tolist())
+        parts.append(
+            [
+                {
+                    "weight": float(sum(map(len, tree.responses))),
+                    "kl": sum(next(by_response) for _ in tree.responses),
+                }
+                for tree in group
+            ]
+        )
+    per_prompt = [one for part in team.gather(parts) for one in part]
+    tokens = sum(one["weight"] for one in per_prompt)
+    low, high = _interval(per_prompt, "kl")
+    return {"kl": sum(one["kl"] for one in per_prompt) / tokens, "kl_low": low, "kl_high": high}
 
 
 def _by_tree(group: Sequence[Tree], rewards: torch.Tensor) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 ROWS = 512  # logits of this many tokens exist at a time
+DIVERGENCE_ROWS = 64  # and of so many where two whole distributions are compared
 
 
 def token_log_probs(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> Tensor:
@@ -35,6 +36,12 @@ def token_log_probs(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> T
             )
         ]
     )
+
+
+def divergences(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return KL(p || q) in nats for two distributions' logits [N, V] each, as fp32 [N]."""
+    ours, theirs = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
+    return (ours.exp() * (ours - theirs)).sum(-1)
 
 
 class _FrozenHead(torch.autograd.Function):

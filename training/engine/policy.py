@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.engine.data import Tree
-from training.engine.logprobs import token_log_probs
+from training.engine.logprobs import DIVERGENCE_ROWS, divergences, token_log_probs
+from training.engine.models import without_adapter
 from training.engine.tree import Pack, build_pack, hidden_states
 
 # Largest |tree - plain| over the largest |plain|. A wrong mask gives 0.1 to 1 (research §9).
@@ -49,6 +50,34 @@ class Policy:
         hidden = hidden_states(self.inner.base_model, pack)
         return self._score(hidden[pack.ends])
 
+    @torch.no_grad()
+    def token_divergences(self, pack: Pack) -> Tensor:
+        """Return KL(policy || bare base) in nats where each response token comes, fp32 [N]."""
+        if self.plain:
+            return torch.cat(
+                [
+                    divergences(*self._with_and_without(self._logits, tree.prompt, response))
+                    for tree in pack.trees
+                    for response in tree.responses
+                ]
+            )
+
+        def states() -> Tensor:
+            return hidden_states(self.inner.base_model, pack)[pack.predictors]
+
+        pairs = zip(
+            *(torch.split(one, DIVERGENCE_ROWS) for one in self._with_and_without(states)),
+            strict=True,
+        )
+        head = self.inner.get_output_embeddings()
+        return torch.cat([divergences(head(ours), head(bare)) for ours, bare in pairs])
+
+    def _with_and_without(self, compute: Callable[..., Tensor], *of: Any) -> tuple[Tensor, Tensor]:
+        """Return what is computed with the adapter and by the bare base."""
+        ours = compute(*of)
+        with without_adapter(self.model, off=True):
+            return ours, compute(*of)
+
     def _score(self, hidden: Tensor) -> Tensor:
         values: Tensor = self.inner.score(hidden)
         return values.squeeze(-1).float()
@@ -61,14 +90,19 @@ class Policy:
         return torch.cat(found)
 
     def _alone(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-        ids = torch.tensor([[*prompt, *response]], device=self.device)
         if self.head == "score":
+            ids = torch.tensor([[*prompt, *response]], device=self.device)
             hidden = self.inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
             return self._score(hidden[:, -1])
-        logits = self.inner(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logits = self._logits(prompt, response)
         targets = torch.tensor(response, device=self.device)
-        chosen: Tensor = logits.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-        return chosen
+        return logits.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+    def _logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        """Return the model's own logits where each response token comes [n, V]."""
+        ids = torch.tensor([[*prompt, *response]], device=self.device)
+        logits: Tensor = self.inner(input_ids=ids, use_cache=False).logits
+        return logits[0, len(prompt) - 1 : -1]
 
     @torch.no_grad()
     def tree_error(self, trees: Sequence[Tree]) -> float:

@@ -25,7 +25,7 @@ from training.engine.arguments import Arguments
 from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
 from training.engine.data import RowCounts, Tree, read_trees, split_tree
 from training.engine.errors import CRASHED, Cancelled, Paused, RunError, is_out_of_memory
-from training.engine.evaluate import evaluate
+from training.engine.evaluate import divergence, evaluate
 from training.engine.events import EventLog
 from training.engine.general import perplexity, read_general
 from training.engine.methods import METHODS, Method, Scores, means, pair_metrics
@@ -150,7 +150,7 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
     after = None
     if session.heldout:
         clock.enter("evaluating")
-        after = evaluate_now(session) | _general(session, general)
+        after = evaluate_now(session) | _general(session, general) | _divergence(session)
         events.write("evaluation", before=session.progress.before, after=after)
     if not team.first:
         team.leave()
@@ -398,6 +398,24 @@ def _general(session: Session, text: list[int] | None) -> dict[str, float]:
         return {}
     session.policy.model.eval()
     return {"perplexity": perplexity(session.policy, text)}
+
+
+def _divergence(session: Session) -> dict[str, float]:
+    """Return how far a language model has moved from its base; whole weights keep no base."""
+    if session.method.head != "lm" or session.run.full:
+        return {}
+
+    def of_tokens(pack: Pack) -> Tensor:
+        session.breathe()
+        return session.policy.token_divergences(pack)
+
+    return divergence(
+        session.heldout,
+        of_tokens,
+        budget=session.progress.token_budget,
+        device=session.device,
+        team=session.team,
+    )
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -191,6 +191,8 @@ def test_perplexity_of_base_and_adapter(
     assert found["trained"] < found["base"], "it learnt these words"
     measured = report(directory)["evaluation"]
     assert measured["before"]["perplexity"] > 1
+    after = measured["after"]
+    assert 0 < after["kl_low"] <= after["kl"] <= after["kl_high"]
 
 
 @pytest.mark.parametrize("window", [None, 12])
