@@ -234,17 +234,20 @@ def summarise(evaluation: Evaluation, comparisons: Sequence[Comparison]) -> dict
 
 
 def _labelled(evaluation: Evaluation, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Compare the challenger's answers with what was chosen on the same prompts."""
+    """Compare both sides' answers with what was chosen on the same prompts."""
     references = heldout_references(evaluation.snapshot)
-    answered = {one.prompt_id: one.challenger_text for one in comparisons}
-    both = sorted(answered.keys() & references.keys())
-    if not both:
+    # Several people judge the same two answers; a rule and a reward model judge each sample once.
+    people = evaluation.judge == Evaluation.Judge.PEOPLE
+    judged = {one.prompt_id: one for one in comparisons}.values() if people else comparisons
+    known = [one for one in judged if one.prompt_id in references]
+    if not known:
         return {}
-    expected, found = [references[one] for one in both], [answered[one] for one in both]
-    result: dict[str, Any] = {"prompts": len(both), "bleu": labelled.bleu(expected, found)}
-    if labelled.are_labels(expected):
-        result["classification"] = asdict(labelled.classification(expected, found))
-    return result
+    expected = [references[one.prompt_id] for one in known]
+    return {
+        "answers": len(known),
+        "challenger": labelled.scores(expected, [one.challenger_text for one in known]),
+        "champion": labelled.scores(expected, [one.champion_text for one in known]),
+    }
 
 
 def _answers(evaluation: Evaluation) -> list[Answers]:

@@ -33,6 +33,7 @@ class Comparison:
     challenger_tokens: int
     champion_tokens: int
     challenger_text: str
+    champion_text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Answers:
             challenger_tokens=self.challenger.completion_tokens,
             champion_tokens=self.champion.completion_tokens,
             challenger_text=self.challenger.text,
+            champion_text=self.champion.text,
         )
 
 

@@ -21,7 +21,17 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
 from inference.models import Version
-from training import charts, evaluation, gate, lengths, preflight, runs, snapshots, symptoms
+from training import (
+    charts,
+    evaluation,
+    gate,
+    lengths,
+    measures,
+    preflight,
+    runs,
+    snapshots,
+    symptoms,
+)
 from training.formats import FORMATS
 from training.forms import (
     METHODS,
@@ -39,6 +49,7 @@ LOOK_AGAIN = "Some fields need another look; see below."
 PREVIEW_ROWS = 5
 PREVIEW_SCAN = 500
 LENGTHS = ("prompt", "chosen", "rejected")
+INTERVAL = "95 % interval"
 RUN_COLUMNS = {
     "created": "id",
     "state": "state",
@@ -347,6 +358,8 @@ def _run_context(run: Run) -> dict[str, Any]:
         "notes": run.notes.all(),
         "symptoms": _symptoms(run),
         "evaluation": run.report.get("evaluation") or {},
+        "measures": measures.before_and_after(run.report.get("evaluation") or {}),
+        "measures_names": ("Before", "After", INTERVAL),
         "outcome": _outcome(run),
     }
 
@@ -567,6 +580,7 @@ def _evaluation_context(request: HttpRequest, slug: str, pk: int) -> dict[str, A
     found = get_object_or_404(rows, pk=pk)
     heldout = found.snapshot.manifest.get("prompts", {}).get("heldout", 0)
     result = evaluation.so_far(found)
+    sides = (found.challenger.name, found.champion.name)
     return {
         "evaluation": found,
         "result": result,
@@ -574,6 +588,13 @@ def _evaluation_context(request: HttpRequest, slug: str, pk: int) -> dict[str, A
         "standing": gate.standing(version=found.challenger, champion=found.champion),
         "waiting": found.state in (Evaluation.State.QUEUED, Evaluation.State.RUNNING),
         "to_compare": heldout * found.samples,
+        "sides": sides,
+        "heldout": measures.against(found),
+        "heldout_names": (f"{sides[0]} before training", sides[0], INTERVAL, sides[1]),
+        "other_heldout": found.champion.snapshot_digest
+        not in ("", found.challenger.snapshot_digest),
+        "labelled": measures.on_labels(result),
+        "confusions": measures.confusions(found, result),
     }
 
 

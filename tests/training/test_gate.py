@@ -250,6 +250,8 @@ def test_labels_are_scored_as_by_hand() -> None:
     # yes: precision 1, recall 1/2, F1 2/3; no: precision 1/2, recall 1/2, F1 1/2
     assert (found.precision, found.recall) == (0.75, 0.5)
     assert found.f1 == pytest.approx((2 / 3 + 1 / 2) / 2)
+    by_label = [(one.label, one.precision, one.recall, one.expected) for one in found.by_label]
+    assert by_label == [("no", 0.5, 0.5, 2), ("yes", 1.0, 0.5, 2)]
     assert found.labels == ("no", "yes", labelled.NO_LABEL)
     assert found.confusion == ((1, 0, 1), (1, 1, 0), (0, 0, 0))
     assert labelled.bleu(["the cat sat down"], ["the cat sat down"]) == pytest.approx(100)
