@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Q
 from django.http import Http404
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import extend_schema, extend_schema_field
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
-from feedback import assignment, extras, live, obstacles, services
+from feedback import assignment, extras, judgements, live, obstacles, services
 from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
     Campaign,
@@ -427,16 +427,38 @@ class JudgementsView(ProjectAPIView):
         client_id = serializers.UUIDField()
         next = TaskOutput(allow_null=True)
 
-    @extend_schema(responses=JudgementSerializer(many=True))
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("campaign", int),
+            OpenApiParameter("annotator", str),
+            OpenApiParameter("prompt", str, description="A text in the conversation."),
+            OpenApiParameter("kind", str, enum=list(judgements.KINDS), description="Leads only."),
+            OpenApiParameter("says", str, description="As on the page of a campaign’s judgements."),
+        ],
+        responses=JudgementSerializer(many=True),
+    )
     def get(self, request: Request) -> Response:
         """List judgements, newest first: your own, or all of them as a lead."""
-        rows: QuerySet[Judgement] = Judgement.objects.select_related("item", "annotator")
-        led = self.projects(Role.LEAD)
-        rows = rows.filter(campaign__project__in=led) | rows.filter(
-            annotator=self.user, campaign__project__in=self.projects()
+        names = ("annotator", "prompt", "kind", "says")
+        asked = {name: request.query_params.get(name, "").replace("\x00", "") for name in names}
+        mine = Q(annotator=self.user, campaign__project__in=self.projects())
+        led = Q(campaign__project__in=self.projects(Role.LEAD))
+        # Nobody may find out which of their own were gold.
+        rows = Judgement.objects.filter(led if asked["kind"] else led | mine)
+        rows = rows.select_related("item", "annotator")
+        campaign = None
+        if number := request.query_params.get("campaign"):
+            pk = int(number[:18]) if number.isdecimal() else 0
+            campaign = Campaign.objects.filter(project__in=self.projects(), pk=pk).first()
+            rows = rows if campaign else rows.none()
+        rows = judgements.search(
+            rows,
+            campaign=campaign,
+            kind=asked["kind"],
+            says=asked["says"],
+            annotator=asked["annotator"],
+            prompt=asked["prompt"],
         )
-        if campaign := request.query_params.get("campaign"):
-            rows = rows.filter(campaign=int(campaign)) if campaign.isdigit() else rows.none()
         return paginated(rows, JudgementSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: Output})

@@ -9,6 +9,7 @@ from feedback import (
     views_code_books,
     views_dashboard,
     views_import,
+    views_judgements,
     views_live,
     views_quality,
 )
@@ -47,6 +48,9 @@ urlpatterns = [
     path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),
     path("campaigns/<int:pk>/lift", views_checks.pause_lift, name="pause_lift"),
     path("campaigns/<int:pk>/items/<int:item>", views_checks.campaign_item, name="campaign_item"),
+    path("campaigns/<int:pk>/judgements/", views_judgements.judgement_list, name="judgement_list"),
+    path("campaigns/<int:pk>/judgements/<uuid:key>", views_judgements.judgement, name="judgement"),
+    path("campaigns/<int:pk>/skips", views_judgements.skip_list, name="skip_list"),
     path("feedback/send", views_live.feedback_send, name="feedback_send"),
     path("feedback/", views.feedback_list, name="feedback_list"),
     path("completions/<uuid:pk>/", views.completion, name="completion"),

@@ -45,6 +45,15 @@ def random_id() -> int:
     return secrets.randbits(52)
 
 
+class PromptQuerySet(models.QuerySet["Prompt"]):
+    def saying(self, text: str) -> PromptQuerySet:
+        """Return the prompts that hold a text anywhere in their conversation."""
+        # The search goes over the stored JSON, so what is looked for is written as JSON writes it.
+        written = json.dumps(text, ensure_ascii=False)[1:-1]
+        rows = self.annotate(written=Cast("messages", models.TextField()))
+        return rows.filter(written__icontains=written)
+
+
 class Prompt(models.Model):
     """A conversation that ends with the user's turn; the same conversation is kept once."""
 
@@ -58,6 +67,8 @@ class Prompt(models.Model):
     # Nobody judges a withdrawn prompt any more; an erased one has lost its texts, too.
     withdrawn_at = models.DateTimeField(null=True, blank=True)
     erased_at = models.DateTimeField(null=True, blank=True)
+
+    objects = PromptQuerySet.as_manager()
 
     class Meta:
         ordering = ["id"]

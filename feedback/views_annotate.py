@@ -24,6 +24,7 @@ from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, User
 from feedback import assignment, code_books, extras, extras_form, obstacles
+from feedback.letters import STRENGTHS
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, Judgement, SkipReason
 from feedback.progress import progress
 
@@ -34,7 +35,6 @@ QUESTIONS = {
     Campaign.Kind.THUMBS: "Is this a good answer?",
     Campaign.Kind.RATING: "Rate each answer",
 }
-STRENGTHS = [(1, "slightly"), (2, "clearly"), (3, "significantly")]
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _task_context(
         ],
         "ranks": [str(rank) for rank in range(1, len(task.responses) + 1)],
         "given": given,
-        "strengths": [(str(value), label) for value, label in STRENGTHS],
+        "strengths": [(str(value), label) for value, label in STRENGTHS.items()],
         "asked": asked,
         "reasons": [
             (f"reason-{reason.key}", reason.label, f"reason-{reason.key}" in given)

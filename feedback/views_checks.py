@@ -17,7 +17,8 @@ from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
 from accounts.pages import refused, sentence
-from feedback import adjudication, gold, pauses
+from accounts.templatetags.laurel import letter
+from feedback import adjudication, gold, letters, pauses
 from feedback.models import LEAST_EVERY, Campaign, Item, ItemRole, Judgement, Pause, Response
 
 
@@ -69,7 +70,8 @@ def _checks_context(campaign: Campaign, form: ChecksForm) -> dict[str, Any]:
         "campaign": campaign,
         "form": form,
         "golden": [
-            (item, answer_in_letters(item.gold_answer or {})) for item in gold.gold_items(campaign)
+            (item, letters.answer_in_letters(item.gold_answer or {}))
+            for item in gold.gold_items(campaign)
         ],
         "pauses": rows,
         "free": [user for user in judging if user.pk not in paused],
@@ -158,33 +160,13 @@ class Said:
     order: str
 
 
-def in_letters(groups: list[list[str]]) -> str:
-    """Return a ranking as people read it."""
-    return " > ".join(" = ".join(sorted(group)) for group in groups)
-
-
-def answer_in_letters(answer: dict[str, Any]) -> str:
-    """Return an answer by position as people read it."""
-    if "thumb" in answer:
-        return "good" if answer["thumb"] == 1 else "bad"
-    return in_letters([[chr(65 + place) for place in group] for group in answer["ranking"]])
-
-
-def _said(judgement: Judgement, letters: dict[int, str]) -> str:
-    if judgement.ranking is not None:
-        return in_letters([[letters[one] for one in group] for group in judgement.ranking])
-    if judgement.thumb is not None:
-        return "good" if judgement.thumb == 1 else "bad"
-    return "ratings only"
-
-
 def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict[str, Any]:
     responses = list(
         Response.objects.filter(item=item)
         .select_related("completion__version")
         .order_by("position")
     )
-    letters = {one.pk: chr(65 + one.position) for one in responses}
+    named = {one.pk: letter(one.position) for one in responses}
     judgements = item.judgements.select_related("annotator").order_by("id")
     decisions = list(item.decisions.select_related("by"))
     copies = Item.objects.filter(repeat_of=item, role=ItemRole.GOLD)
@@ -194,7 +176,7 @@ def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict
         "places": [
             Place(
                 position=one.position,
-                letter=letters[one.pk],
+                letter=named[one.pk],
                 text=one.text,
                 written_by=one.completion.version.name if one.completion else one.source,
                 place=given.get(f"place-{one.position}", ""),
@@ -202,9 +184,9 @@ def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict
             for one in responses
         ],
         "ranks": [str(rank) for rank in range(1, len(responses) + 1)],
-        "said": [Said(one, _said(one, letters)) for one in judgements],
-        "decisions": [(one, answer_in_letters(one.answer)) for one in decisions],
-        "gold_answer": answer_in_letters(item.gold_answer) if item.gold_answer else "",
+        "said": [Said(one, letters.said(one, named)) for one in judgements],
+        "decisions": [(one, letters.answer_in_letters(one.answer)) for one in decisions],
+        "gold_answer": letters.answer_in_letters(item.gold_answer) if item.gold_answer else "",
         "gold_copy": copies.first(),
         "given": given,
         "answerable": campaign.kind in gold.GOLD_KINDS

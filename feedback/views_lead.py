@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django import forms
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ValidationError
-from django.db.models import Count, Q, QuerySet, TextField
-from django.db.models.functions import Cast
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -46,11 +44,7 @@ MAX_VERSIONS_OFFERED = 50
 def _prompt_rows(membership: Membership, query: str, tag: str) -> QuerySet[Prompt]:
     rows = Prompt.objects.filter(project=membership.project)
     if query:
-        # The search goes over the stored JSON, so what is looked for is written as JSON writes it.
-        written = json.dumps(query, ensure_ascii=False)[1:-1]
-        rows = rows.annotate(written=Cast("messages", TextField())).filter(
-            written__icontains=written
-        )
+        rows = rows.saying(query)
     if tag:
         rows = rows.filter(tags__contains=[tag])
     return rows.annotate(campaigns=Count("items"))
