@@ -139,6 +139,8 @@ class CampaignSerializer(serializers.ModelSerializer[Campaign]):
             "reason",
             "judgements_per_item",
             "responses_per_item",
+            "queue_order",
+            "control_percent",
             "generated",
             "to_generate",
             "slots",
@@ -179,6 +181,9 @@ class CampaignsView(ProjectAPIView):
         extras = ExtrasInput(required=False)
         instructions = serializers.CharField(max_length=20_000, allow_blank=True, default="")
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
+        queue_order = serializers.ChoiceField(
+            choices=Campaign.Order.choices, default=Campaign.Order.LEAST_JUDGED.value
+        )
 
     @extend_schema(responses=CampaignSerializer(many=True))
     def get(self, request: Request) -> Response:

@@ -29,6 +29,7 @@ from feedback.models import (
     MAX_COMMENT,
     MAX_CORRECTION,
     UNDO_WINDOW,
+    Arm,
     Campaign,
     Item,
     ItemRole,
@@ -60,7 +61,7 @@ WITH held AS (
    LIMIT 1
      FOR UPDATE OF candidate SKIP LOCKED
 ), chosen AS (
-  SELECT candidate.id
+  SELECT candidate.id, {arm} AS arm
     FROM feedback_slot AS candidate
    WHERE %(open)s AND NOT EXISTS (SELECT 1 FROM held) AND NOT EXISTS (SELECT 1 FROM barred)
      AND NOT EXISTS (SELECT 1 FROM reserved)
@@ -77,8 +78,8 @@ WITH held AS (
 ), taken AS (
   UPDATE feedback_slot AS slot
      SET state = 'leased', holder_id = %(me)s, token = slot.token + 1, leased_at = now(),
-         lease_expires_at = now() + make_interval(secs => %(lease)s)
-    FROM (SELECT id FROM reserved UNION ALL SELECT id FROM chosen) AS picked
+         lease_expires_at = now() + make_interval(secs => %(lease)s), arm = picked.arm
+    FROM (SELECT id, '' AS arm FROM reserved UNION ALL SELECT id, arm FROM chosen) AS picked
    WHERE slot.id = picked.id
   RETURNING slot.id, slot.campaign_id, slot.item_id, slot.role, slot."order", slot.token
 ), task AS (
@@ -93,28 +94,39 @@ SELECT task.*, prompt.messages, prompt.documents, responses.ids, responses.posit
     SELECT array_agg(id) AS ids, array_agg(position) AS positions, array_agg(text) AS texts
       FROM feedback_response WHERE item_id = task.item_id) AS responses
 """
+# Each walks an index in its order. Without the informative order every gain is 0.
 _CLAIM_OPEN = _CLAIM.format(
     barred=BARRED,
+    arm="%(arm)s::varchar",
     free="candidate.state = 'open'",
-    order='candidate.priority DESC, candidate."index", candidate.shuffle',
+    order='candidate.priority DESC, candidate.gain DESC, candidate."index", candidate.shuffle',
 )
+_CLAIM_BY_LOT = _CLAIM.format(
+    barred=BARRED,
+    arm="%(arm)s::varchar",
+    free="candidate.state = 'open'",
+    order="candidate.priority DESC, candidate.shuffle",
+)
+# Chosen once already, and by the arm that chose it then.
 _CLAIM_EXPIRED = _CLAIM.format(
     barred=BARRED,
+    arm="candidate.arm",
     free="candidate.state = 'leased' AND candidate.lease_expires_at < now()",
     order="candidate.lease_expires_at",
 )
 # In the order of the model, as from_db wants them.
 _SLOT_FIELDS = ["id", "campaign_id", "item_id", "role", "order", "token"]
 _CAMPAIGN_FIELDS = [
-    "id", "project_id", "kind", "extras", "state", "gold_every", "repeat_every", "repeat_after"
+    "id", "project_id", "kind", "extras", "state", "gold_every", "repeat_every", "repeat_after",
+    "queue_order", "control_percent",
 ]  # fmt: skip
 _RESPONSE_FIELDS = ["id", "item_id", "position", "text"]
 
 _LOOK_UP = """
 SELECT slot.item_id, campaign.id, campaign.project_id, campaign.kind, campaign.extras,
        campaign.state, campaign.gold_every, campaign.repeat_every, campaign.repeat_after,
-       slot.role, slot."order", membership.id, membership.role, responses.positions,
-       responses.ids, earlier.id
+       campaign.queue_order, campaign.control_percent, slot.role, slot."order",
+       membership.id, membership.role, responses.positions, responses.ids, earlier.id
   FROM feedback_slot AS slot
   JOIN feedback_campaign AS campaign ON campaign.id = slot.campaign_id
   LEFT JOIN accounts_membership AS membership
@@ -237,18 +249,31 @@ def claim(*, campaign: Campaign, annotator: User, judged: ItemRole | None = None
 
 
 def _take(campaign: Campaign, annotator: User) -> Task | None:
+    statement, arm = _draw(campaign)
     values = {
         "me": annotator.pk,
         "campaign": campaign.pk,
         "lease": settings.LEASE_SECONDS,
         "open": campaign.state == Campaign.State.OPEN,
+        "arm": arm,
     }
     try:
-        row = one_row(_CLAIM_OPEN, values) or one_row(_CLAIM_EXPIRED, values)
+        row = one_row(statement, values) or one_row(_CLAIM_EXPIRED, values)
     except IntegrityError:
         # The same annotator asked twice at once (two tabs); the other request took a slot.
         row = one_row(_CLAIM_OPEN, values | {"open": False})
     return _task(row) if row is not None else None
+
+
+def _draw(campaign: Campaign) -> tuple[str, str]:
+    """Return how an open slot is to be found now, and the arm that its hand-out counts for."""
+    if campaign.queue_order == Campaign.Order.RANDOM:
+        return _CLAIM_BY_LOT, ""
+    if campaign.queue_order == Campaign.Order.LEAST_JUDGED:
+        return _CLAIM_OPEN, ""
+    if random.random() * 100 < campaign.control_percent:
+        return _CLAIM_BY_LOT, Arm.CONTROL.value
+    return _CLAIM_OPEN, Arm.ORDERED.value
 
 
 def _task(row: tuple[Any, ...]) -> Task:

@@ -9,9 +9,57 @@ from django.db import IntegrityError, transaction
 from accounts.errors import Conflict, ProductError
 from accounts.models import Membership, User
 from accounts.services import audit
-from feedback.models import Item, ItemRole, Slot
+from feedback.models import LEAST_CONTROL, MOST_CONTROL, Campaign, Item, ItemRole, Slot
 
 MOST_PRIORITY = 1000
+# Each order in a line, for who chooses one.
+ORDER_MEANING = {
+    Campaign.Order.LEAST_JUDGED: "Every prompt once before any twice; among equals by lot.",
+    Campaign.Order.RANDOM: "Whatever is still to be judged, by lot.",
+    Campaign.Order.INFORMATIVE: (
+        "What the leaderboard can foretell least; a share stays by lot, to measure the difference."
+    ),
+}
+COMPARING = (Campaign.Kind.RANKING, Campaign.Kind.PAIRWISE)
+
+
+def check_order(*, kind: str, order: str) -> Campaign.Order:
+    """Return the order if a campaign of this kind can have it, or raise ProductError."""
+    if order not in Campaign.Order.values:
+        raise ProductError(f"An order is one of {', '.join(Campaign.Order.values)}.")
+    if order == Campaign.Order.INFORMATIVE and kind not in COMPARING:
+        raise ProductError(
+            "The most informative order goes by the leaderboard, which takes comparisons and "
+            "rankings. Choose another order."
+        )
+    return Campaign.Order(order)
+
+
+@transaction.atomic
+def set_order(*, campaign: Campaign, order: str, control_percent: int, by: User) -> None:
+    """Change the order of a campaign's hand-outs, from the next one on.
+
+    ``control_percent`` of those in the informative order stay drawn by lot.
+    """
+    from feedback.tasks import rank_campaign
+
+    clean = check_order(kind=campaign.kind, order=order)
+    if not LEAST_CONTROL <= control_percent <= MOST_CONTROL:
+        raise ProductError(
+            f"The share by lot lies between {LEAST_CONTROL} and {MOST_CONTROL} percent."
+        )
+    Campaign.objects.filter(pk=campaign.pk).update(
+        queue_order=clean, control_percent=control_percent
+    )
+    audit(
+        project=campaign.project,
+        by=by,
+        action="campaign.order",
+        target=campaign.name,
+        order=clean,
+        control_percent=control_percent,
+    )
+    rank_campaign.delay_on_commit(campaign.pk)
 
 
 @transaction.atomic

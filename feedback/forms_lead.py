@@ -10,6 +10,7 @@ from django.db.models import Count, F, Func, QuerySet
 
 from accounts.errors import ProductError
 from accounts.models import Project
+from feedback.dealing import ORDER_MEANING
 from feedback.models import MAX_RESPONSES, Campaign, Prompt
 from feedback.services import check_messages
 from inference.models import Version
@@ -91,6 +92,14 @@ class PromptsForm(forms.Form):
         return tags
 
 
+def order_choices() -> list[tuple[str, str]]:
+    """Return the orders, each with a line on what it does."""
+    return [
+        (order.value, f"{order.label.capitalize()}. {meaning}")
+        for order, meaning in ORDER_MEANING.items()
+    ]
+
+
 class CampaignForm(forms.Form):
     """A campaign but for its sources, which ``SourceForm`` rows describe."""
 
@@ -115,6 +124,12 @@ class CampaignForm(forms.Form):
         max_value=50,
         initial=3,
         help_text="By as many different people.",
+    )
+    queue_order = forms.ChoiceField(
+        label="What goes out first",
+        choices=order_choices,
+        initial=Campaign.Order.LEAST_JUDGED,
+        widget=forms.RadioSelect,
     )
     instructions = forms.CharField(
         label="Code book",

@@ -11,6 +11,7 @@ from feedback import (
     views_import,
     views_judgements,
     views_live,
+    views_order,
     views_quality,
 )
 from feedback import views_lead as views
@@ -45,6 +46,7 @@ urlpatterns = [
         name="calibration",
     ),
     path("campaigns/<int:pk>/checks", views_checks.campaign_checks, name="campaign_checks"),
+    path("campaigns/<int:pk>/order", views_order.campaign_order, name="campaign_order"),
     path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),
     path("campaigns/<int:pk>/lift", views_checks.pause_lift, name="pause_lift"),
     path("campaigns/<int:pk>/items/<int:item>", views_checks.campaign_item, name="campaign_item"),

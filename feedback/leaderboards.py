@@ -52,7 +52,7 @@ def _leaderboard(
     return quality.kept(
         quality.state_of(rows).key("leaderboard", *whose, side, length),
         lambda: ratings.rate(
-            _comparisons(_ranked(campaigns, rows)),
+            comparisons(ranked(campaigns, rows)),
             side=side,
             length=length,
             resamples=RESAMPLES,
@@ -61,8 +61,10 @@ def _leaderboard(
     )
 
 
-def _ranked(campaigns: QuerySet[Campaign], rows: JudgementQuerySet) -> list[Judged]:
-    """Return the newest standing rankings of normal items, of MOST_COMPARISONS pairs; two queries.
+def ranked(
+    campaigns: QuerySet[Campaign], rows: JudgementQuerySet, *, most: int = MOST_COMPARISONS
+) -> list[Judged]:
+    """Return the newest standing rankings of normal items, of ``most`` pairs; two queries.
 
     The fewest responses that a campaign compares say how many rows there can be at most.
     """
@@ -73,35 +75,36 @@ def _ranked(campaigns: QuerySet[Campaign], rows: JudgementQuerySet) -> list[Judg
         .filter(ranking__isnull=False, item__role=ItemRole.NORMAL)
         .order_by("-id")
         .values_list("item_id", "annotator__username", "shown", "ranking", "thumb", "seconds")
-    )[: MOST_COMPARISONS // math.comb(fewest, 2)]
-    return _up_to(quality.judged_row(*row) for row in newest)
+    )[: most // math.comb(fewest, 2)]
+    return _up_to(most, (quality.judged_row(*row) for row in newest))
 
 
-def _up_to(newest: Iterable[Judged]) -> list[Judged]:
+def _up_to(most: int, newest: Iterable[Judged]) -> list[Judged]:
     found, pairs = [], 0
     for one in newest:
         pairs += math.comb(len(one.shown), 2)
-        if pairs > MOST_COMPARISONS:
+        if pairs > most:
             break
         found.append(one)
     return found[::-1]
 
 
-def _comparisons(judged: Sequence[Judged]) -> list[Comparison]:
-    """Return every compared pair of responses by different players; one query.
+def player(number: int | None, source: str) -> str:
+    """Return who competes: the version that wrote a response, or what an imported one names."""
+    return source if number is None else Version(number=number).name
 
-    A player is the version that wrote a response, or what an imported one gives as its source.
-    """
+
+def comparisons(judged: Sequence[Judged]) -> list[Comparison]:
+    """Return every compared pair of responses by different players; one query."""
     from feedback.ratings import Comparison
 
     rows = Response.objects.filter(item__in={one.item for one in judged}).values_list(
         "id", "completion__version__number", "source", Length("text"), "item__prompt_id"
     )
     about = {
-        key: (source if number is None else Version(number=number).name, size, prompt)
-        for key, number, source, size, prompt in rows
+        key: (player(number, source), size, prompt) for key, number, source, size, prompt in rows
     }
-    comparisons = []
+    found = []
     for one in judged:
         assert one.ranking is not None
         place = {response: rank for rank, group in enumerate(one.ranking) for response in group}
@@ -110,7 +113,7 @@ def _comparisons(judged: Sequence[Judged]) -> list[Comparison]:
             if not first or not second or first == second:
                 continue
             lead = place[right] - place[left]
-            comparisons.append(
+            found.append(
                 Comparison(
                     first,
                     second,
@@ -120,4 +123,4 @@ def _comparisons(judged: Sequence[Judged]) -> list[Comparison]:
                     cluster=prompt,
                 )
             )
-    return comparisons
+    return found

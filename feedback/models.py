@@ -29,6 +29,8 @@ EMPTY = models.Value({}, models.JSONField())
 NONE = models.Value([], models.JSONField())
 # One in so many tasks; below two, gold and repeats would stand next to each other.
 LEAST_EVERY = 4
+# Of the hand-outs of a campaign with the informative order, so many in a hundred are drawn by lot.
+LEAST_CONTROL, MOST_CONTROL = 5, 50
 
 
 # Made once: json.dumps would make one for every call.
@@ -156,6 +158,13 @@ class Campaign(models.Model):
         FLAG = "flag", "named on the quality page"
         PAUSE = "pause", "paused until a lead looks"
 
+    class Order(models.TextChoices):
+        """Which open slot goes out next, priorities and named people aside."""
+
+        LEAST_JUDGED = "least_judged", "least judged first"
+        RANDOM = "random", "random"
+        INFORMATIVE = "informative", "most informative first"
+
     class State(models.TextChoices):
         GENERATING = "generating", "generating responses"
         OPEN = "open", "open"
@@ -198,6 +207,20 @@ class Campaign(models.Model):
     )
     # The newest judgement that the trust test has seen.
     tested_to = models.BigIntegerField(default=0, db_default=0)
+    queue_order = models.CharField(
+        max_length=12,
+        choices=Order.choices,
+        default=Order.LEAST_JUDGED,
+        db_default=Order.LEAST_JUDGED,
+    )
+    # What of the informative order's hand-outs goes by lot, so that its effect can be measured.
+    control_percent = models.PositiveSmallIntegerField(
+        default=20,
+        db_default=20,
+        validators=[MinValueValidator(LEAST_CONTROL), MaxValueValidator(MOST_CONTROL)],
+    )
+    # The newest judgement that the informative order rests on.
+    ranked_to = models.BigIntegerField(default=0, db_default=0)
     # Moves with every generated item; a generation that stands still is started again.
     touched_at = models.DateTimeField(default=timezone.now)
     created_by = models.ForeignKey(
@@ -231,6 +254,14 @@ class Campaign(models.Model):
             models.CheckConstraint(
                 condition=Q(repeat_every=0) | Q(repeat_every__gte=LEAST_EVERY),
                 name="repeats_at_most_one_in_four",
+            ),
+            models.CheckConstraint(
+                condition=~Q(queue_order="informative") | Q(kind__in=["ranking", "pairwise"]),
+                name="the_informative_order_compares",
+            ),
+            models.CheckConstraint(
+                condition=Q(control_percent__range=(LEAST_CONTROL, MOST_CONTROL)),
+                name="the_control_arm_stays",
             ),
         ]
 
@@ -338,6 +369,13 @@ class Response(models.Model):
         return f"response {self.position} of item {self.item_id}"
 
 
+class Arm(models.TextChoices):
+    """How a slot of a campaign with the informative order came to be handed out."""
+
+    ORDERED = "ordered", "by the order"
+    CONTROL = "control", "by lot"
+
+
 class Slot(models.Model):
     """One of the N places for a judgement on an item.
 
@@ -369,8 +407,13 @@ class Slot(models.Model):
     index = models.PositiveSmallIntegerField()
     # As set for its item: the higher goes out first.
     priority = models.SmallIntegerField(default=0, db_default=0)
-    # Of one priority, slots go out by (index, shuffle): every item once before any item twice.
+    # How much a judgement here would tell the leaderboard, in thousandths of the most that one
+    # could; 0 where nobody knows. ``feedback.informative`` keeps it.
+    gain = models.PositiveSmallIntegerField(default=0, db_default=0)
+    # Of one priority and gain, slots go out by (index, shuffle): every item once before any twice.
     shuffle = models.IntegerField()
+    # By what it was last handed out; empty where not by the informative order or its control.
+    arm = models.CharField(max_length=7, choices=Arm.choices, blank=True, default="", db_default="")
     # Positions of the item's responses from left to right, as this slot shows them.
     order = ArrayField(models.PositiveSmallIntegerField())
     state = models.CharField(max_length=6, choices=State.choices, default=State.OPEN)
@@ -421,11 +464,16 @@ class Slot(models.Model):
             ),
         ]
         indexes = [
-            # What a claim walks: only open slots, in the order of hand-out.
+            # What a claim walks: only open slots, in the order of hand-out, or by lot.
             models.Index(
-                fields=["campaign", "-priority", "index", "shuffle"],
+                fields=["campaign", "-priority", "-gain", "index", "shuffle"],
                 condition=Q(state="open", reserved_for__isnull=True),
                 name="slot_open",
+            ),
+            models.Index(
+                fields=["campaign", "-priority", "shuffle"],
+                condition=Q(state="open", reserved_for__isnull=True),
+                name="slot_by_lot",
             ),
             models.Index(
                 fields=["campaign", "reserved_for", "shuffle"],

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -158,8 +159,104 @@ def rate(
     return _leaderboard(comparisons, names, best, np.array(drawn), side=side, length=length)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What comparisons tell of strengths: their place, and how far they may be off.
+
+    ``covariance`` (players x players) is Laplace's: the inverse of the penalised likelihood's
+    curvature at its maximum, with nu taken as known.
+    """
+
+    place: dict[str, int]
+    strength: np.ndarray[Any, Any]
+    log_nu: float
+    covariance: np.ndarray[Any, Any]
+
+
+def fit(comparisons: Sequence[Comparison], *, players: Iterable[str] = ()) -> Fit:
+    """Return the fit of at least one comparison; ``players`` may name some who were in none."""
+    import numpy as np
+
+    names = sorted({name for one in comparisons for name in (one.first, one.second)} | {*players})
+    table = _table(comparisons, names)
+    counts = np.bincount(table.row_of, minlength=len(table.outcome)).astype(float)
+    strength, log_nu = _fit(table, counts)
+    curvature = _told(table.design, counts, strength, log_nu) + RIDGE * np.eye(len(names))
+    return Fit(
+        place={name: number for number, name in enumerate(names)},
+        strength=strength,
+        log_nu=log_nu,
+        covariance=np.linalg.inv(curvature),
+    )
+
+
+def expected_gains(known: Fit, lineup: Sequence[str], *, times: int) -> list[float]:
+    """Return what the first, second, … of ``times`` judgements of one line-up would tell, in nats.
+
+    Lindley's expected information (1956) about the strengths S: n judgements, each comparing every
+    pair of the line-up, give log det(1 + n C F) / 2 with C the covariance of S and F what one
+    judgement tells. A pair of known outcome or of well-known strengths gives little, and so does
+    what was asked often already. Versions compared with themselves give 0.
+    """
+    import numpy as np
+
+    pairs = [(one, other) for one, other in combinations(lineup, 2) if one != other]
+    design = np.zeros((len(pairs), len(known.place)))
+    for row, (one, other) in enumerate(pairs):
+        design[row, known.place[one]], design[row, known.place[other]] = 1, -1
+    told = _told(design, np.ones(len(pairs)), known.strength, known.log_nu)
+    root = np.linalg.cholesky(known.covariance)
+    directions = np.clip(np.linalg.eigvalsh(root.T @ told @ root), 0, None)
+    whole = np.log1p(np.arange(times + 1)[:, None] * directions).sum(axis=1) / 2
+    return [float(gain) for gain in np.diff(whole)]
+
+
+def neighbour_variance(known: Fit, comparisons: Sequence[Comparison]) -> float | None:
+    """Return how unsure these comparisons alone leave the distance from one rank to the next.
+
+    It is the mean variance of those distances, by Fisher's information at the strengths known; half
+    of it is worth twice as many comparisons. None where they leave some distance open.
+    """
+    import numpy as np
+
+    if not comparisons:
+        return None
+    table = _table(comparisons, sorted(known.place, key=known.place.__getitem__))
+    counts = np.bincount(table.row_of, minlength=len(table.outcome)).astype(float)
+    told = _told(table.design, counts, known.strength, known.log_nu)
+    # Distances alone: the last player may stand at 0.
+    free = len(known.place) - 1
+    if np.linalg.matrix_rank(told[:free, :free]) < free:
+        return None
+    covariance = np.zeros_like(told)
+    covariance[:free, :free] = np.linalg.inv(told[:free, :free])
+    steps = np.diff(np.eye(free + 1)[np.argsort(known.strength)], axis=0)
+    return float(np.trace(steps @ covariance @ steps.T)) / free
+
+
+def _told(
+    design: np.ndarray[Any, Any],
+    weights: np.ndarray[Any, Any],
+    strength: np.ndarray[Any, Any],
+    log_nu: float,
+) -> np.ndarray[Any, Any]:
+    """Return Fisher's information (players x players) of comparisons whose outcome is not known."""
+    import numpy as np
+
+    d = design @ strength
+    log_sum = np.logaddexp(np.logaddexp(d / 2, -d / 2), log_nu)
+    win, lose = np.exp(d / 2 - log_sum), np.exp(-d / 2 - log_sum)
+    each = weights * (win + lose - (win - lose) ** 2) / 4
+    told: np.ndarray[Any, Any] = (design.T * each) @ design
+    return told
+
+
 def _table(
-    comparisons: Sequence[Comparison], names: Sequence[str], *, side: bool, length: bool
+    comparisons: Sequence[Comparison],
+    names: Sequence[str],
+    *,
+    side: bool = False,
+    length: bool = False,
 ) -> _Table:
     import numpy as np
 

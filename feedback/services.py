@@ -19,6 +19,7 @@ from accounts.models import Event, Project, User, Webhook
 from accounts.services import audit
 from accounts.webhooks import emit
 from feedback.assignment import make_slots
+from feedback.dealing import check_order
 from feedback.documents import MAX_COPIED, attach, check_documents
 from feedback.extras import define
 from feedback.models import (
@@ -121,6 +122,7 @@ def create_campaign(
     instructions: str = "",
     seed: int = 0,
     extras: Mapping[str, Any] | None = None,
+    queue_order: str = Campaign.Order.LEAST_JUDGED,
 ) -> Campaign:
     """Create a campaign and queue the generation of its responses."""
     from feedback.tasks import generate_responses
@@ -148,11 +150,17 @@ def create_campaign(
         responses_per_item=responses_per_item,
         sources=[check_source(project, source) for source in sources],
         seed=seed,
+        queue_order=check_order(kind=kind, order=queue_order),
         to_generate=len(prompts),
         created_by=by,
     )
     if not campaign.sources:
         raise ProductError("Choose at least one version to write the responses.")
+    compared = {source["version"] for source in campaign.sources}
+    if campaign.queue_order == Campaign.Order.INFORMATIVE and len(compared) < 2:
+        raise ProductError(
+            "The most informative order compares versions. Choose at least two, or another order."
+        )
     campaign.full_clean()
     campaign.save()
     items = [Item(campaign=campaign, prompt=prompt) for prompt in prompts]

@@ -49,3 +49,19 @@ def resume_imports() -> None:
     from feedback import imports
 
     imports.resume_imports()
+
+
+@shared_task(name="feedback.tasks.rank_campaign")
+def rank_campaign(campaign_id: int) -> None:
+    """Write how much each open slot of a campaign would tell."""
+    from feedback import informative
+
+    informative.rank(campaign_id=campaign_id)
+
+
+@shared_task(name="feedback.tasks.rank_campaigns")
+def rank_campaigns() -> None:
+    """Rank the campaigns in the informative order with new judgements; runs every 15 seconds."""
+    from feedback import informative
+
+    informative.rank_campaigns()

@@ -9,6 +9,7 @@ from feedback import (
     api_imports,
     api_judgements,
     views_dashboard,
+    views_order,
     views_own_progress,
     views_quality,
 )
@@ -22,6 +23,8 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/quality", views_quality.QualityView.as_view()),
     path("api/campaigns/<int:pk>/leaderboard", views_quality.LeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/dashboard", views_dashboard.DashboardView.as_view()),
+    path("api/campaigns/<int:pk>/order", views_order.OrderView.as_view()),
+    path("api/campaigns/<int:pk>/arms", views_order.ArmsView.as_view()),
     path("api/me/progress", views_own_progress.OwnProgressView.as_view()),
     path("api/leaderboard", views_quality.ProjectLeaderboardView.as_view()),
     path("api/campaigns/<int:pk>/checks", api_checks.ChecksView.as_view()),

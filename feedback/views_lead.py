@@ -18,6 +18,7 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
 from feedback import live, quality, services
+from feedback.dealing import ORDER_MEANING
 from feedback.extras import stored
 from feedback.forms_documents import DocumentsForm
 from feedback.forms_extras import ExtrasForm
@@ -188,6 +189,7 @@ def _progress_context(campaign: Any) -> dict[str, Any]:
         and campaign.filled_count < campaign.slot_count,
         "annotators": quality.annotators(campaign),
         "even_share": 1 / campaign.responses_per_item,
+        "order_meaning": ORDER_MEANING[campaign.queue_order],
     }
 
 

@@ -218,6 +218,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 30.0,
     },
     "resume imports": {"task": "feedback.tasks.resume_imports", "schedule": 30.0},
+    "rank campaigns": {"task": "feedback.tasks.rank_campaigns", "schedule": 15.0},
     "test trust": {"task": "feedback.tasks.watch_trust", "schedule": 30.0},
     "tell completed campaigns": {
         "task": "feedback.tasks.tell_completed_campaigns",

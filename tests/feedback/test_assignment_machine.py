@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models.functions import Now
+from django.db.models import CharField, F, Value
+from django.db.models.functions import Concat, Now
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,12 +24,14 @@ from hypothesis.stateful import (
 
 from accounts.errors import Conflict
 from accounts.models import Membership, Project, Role, User
+from feedback import informative
 from feedback.assignment import Answer, Task, claim, renew, skip, submit, undo
 from feedback.models import (
     LEAST_EVERY,
     Campaign,
     ItemRole,
     Judgement,
+    Response,
     Skip,
     SkipReason,
     Slot,
@@ -51,7 +54,7 @@ def test_no_sequence_breaks_the_slots(
     class Slots(RuleBasedStateMachine):
         """People who take, judge, skip, undo and stall in any order, with old tickets too.
 
-        Every second task is gold or a repeat.
+        Every second task is gold or a repeat, and leads change what goes out first.
         """
 
         tickets: Bundle[Ticket] = Bundle("tickets")
@@ -71,6 +74,9 @@ def test_no_sequence_breaks_the_slots(
                 copy_item(item, role=ItemRole.GOLD, gold_answer={"ranking": [[1], [0]]})
             Campaign.objects.filter(pk=self.campaign.pk).update(
                 gold_every=LEAST_EVERY, repeat_every=LEAST_EVERY, repeat_after=1
+            )
+            Response.objects.filter(item__campaign=self.campaign).update(
+                source=Concat(Value("model "), F("position"), output_field=CharField())
             )
             self.campaign.refresh_from_db()
             self.acknowledged: dict[UUID, int] = {}
@@ -167,6 +173,15 @@ def test_no_sequence_breaks_the_slots(
             assert task.slot.pk == last.slot_id
             self.retracted.add(last.pk)
             return (task, user)
+
+        @rule(order=st.sampled_from(Campaign.Order), control=st.sampled_from([5, 50]))
+        def reorder(self, order: Campaign.Order, control: int) -> None:
+            self.campaign.queue_order, self.campaign.control_percent = order, control
+            self.campaign.save(update_fields=["queue_order", "control_percent"])
+            informative.rank(campaign_id=self.campaign.pk)
+            if order != Campaign.Order.INFORMATIVE:
+                free = Slot.objects.filter(campaign=self.campaign, state="open")
+                assert not free.filter(gain__gt=0).exists()
 
         @invariant()
         def judgements_are_exact(self) -> None:

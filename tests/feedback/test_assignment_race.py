@@ -17,8 +17,17 @@ from django.utils import timezone
 
 from accounts.errors import Conflict
 from accounts.models import Membership, Project, Role, User
+from feedback import informative
 from feedback.assignment import Answer, Task, claim, skip, submit
-from feedback.models import LEAST_EVERY, Campaign, ItemRole, Judgement, SkipReason, Slot
+from feedback.models import (
+    LEAST_EVERY,
+    Campaign,
+    ItemRole,
+    Judgement,
+    Response,
+    SkipReason,
+    Slot,
+)
 from feedback.probes import copy_item
 
 THREADS, ITEMS, EACH = 200, 60, 4
@@ -53,6 +62,8 @@ def one_turn(campaign: Campaign, user: User, chooser: random.Random) -> UUID | N
         connection.close()
         threading.Event().wait(0.02)
     acknowledged = judge(task, user)
+    if fate > 0.97:  # the order is worked out anew meanwhile
+        informative.rank(campaign_id=campaign.pk)
     if fate > 0.9:
         assert judge(task, user) == acknowledged, "a double click is one judgement"
     return acknowledged
@@ -68,7 +79,10 @@ def test_200_threads_end_with_exactly_n_judgements_and_lose_none(
         copy_item(item, role=ItemRole.GOLD, gold_answer={"ranking": [[1], [0]]})
     campaign.gold_every = campaign.repeat_every = LEAST_EVERY
     campaign.repeat_after = 1
+    campaign.queue_order = Campaign.Order.INFORMATIVE
     campaign.save()
+    Response.objects.filter(position=0).update(source="one model")
+    Response.objects.filter(position=1).update(source="another model")
     people = User.objects.bulk_create(User(username=f"racer-{n}") for n in range(THREADS))
     Membership.objects.bulk_create(
         Membership(user=user, project=project, role=Role.ANNOTATOR) for user in people
@@ -113,5 +127,9 @@ def test_200_threads_end_with_exactly_n_judgements_and_lose_none(
     per_item = Counter(stored.filter(item__in=normal).values_list("item_id", flat=True))
     assert (len(per_item), set(per_item.values())) == (ITEMS, {EACH})
     by_role = Counter(stored.values_list("item__role", flat=True))
+    by_arm = Counter(stored.values_list("item__role", "slot__arm"))
+    assert by_arm.keys() == {
+        ("normal", "ordered"), ("normal", "control"), ("gold", ""), ("repeat", "")
+    }  # fmt: skip
     assert by_role["gold"], "gold was met on the way"
     assert by_role["repeat"], "so were repeats"

@@ -11,8 +11,8 @@ from rest_framework.test import APIClient
 from accounts.errors import Conflict
 from accounts.models import User
 from feedback import dealing
-from feedback.assignment import _CLAIM_OPEN, claim, skip
-from feedback.models import Campaign, SkipReason, Slot
+from feedback.assignment import _CLAIM_BY_LOT, _CLAIM_OPEN, claim, skip
+from feedback.models import Campaign, SkipReason
 
 Connect = Callable[..., APIClient]
 
@@ -56,17 +56,25 @@ def test_it_keeps_an_item_for_whom_it_was_assigned_to(
     assert claim(campaign=campaign, annotator=second_annotator) is not None
 
 
-def test_a_claim_walks_one_index(make_campaign: Callable[..., Campaign], annotator: User) -> None:
+@pytest.mark.parametrize(
+    ("statement", "index"), [(_CLAIM_OPEN, "slot_open"), (_CLAIM_BY_LOT, "slot_by_lot")]
+)
+def test_a_claim_walks_one_index(
+    make_campaign: Callable[..., Campaign], annotator: User, statement: str, index: str
+) -> None:
     campaign = make_campaign(items=1)
     item = campaign.items.get()
-    Slot.objects.bulk_create(
-        Slot(campaign=campaign, item=item, index=number, shuffle=-number, order=[0])
-        for number in range(10, 20_000)
-    )
-    values = {"me": annotator.pk, "campaign": campaign.pk, "lease": 60, "open": True}
+    values = {"me": annotator.pk, "campaign": campaign.pk, "lease": 60, "open": True, "arm": ""}
     with connection.cursor() as cursor:
+        cursor.execute(
+            """INSERT INTO feedback_slot (id, campaign_id, item_id, index, shuffle, gain, "order",
+                                          state, token)
+               SELECT -n, %s, %s, n, -n, CASE WHEN n < 1000 THEN n ELSE 0 END, '{0}', 'open', 0
+                 FROM generate_series(10, 20000) AS n""",
+            [campaign.pk, item.pk],
+        )
         cursor.execute("ANALYZE feedback_slot")
-        cursor.execute("EXPLAIN " + _CLAIM_OPEN, values)
+        cursor.execute("EXPLAIN " + statement, values)
         plan = "\n".join(row[0] for row in cursor.fetchall())
-    assert "using slot_open on feedback_slot candidate" in plan
+    assert f"using {index} on feedback_slot candidate" in plan, plan
     assert "Sort Key: candidate.priority" not in plan, plan

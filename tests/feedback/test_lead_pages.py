@@ -190,6 +190,7 @@ def campaign_form(version: Version, **changes: Any) -> dict[str, Any]:
         "prompts": "",
         "responses_per_item": 4,
         "judgements_per_item": 3,
+        "queue_order": "least_judged",
         "seed": 7,
         "instructions": "Be *brief*.",
         f"v{version.pk}-use": "on",
