@@ -27,6 +27,7 @@ PASSWORD = "a long password for tests"
 def _own_folders(settings: Any, tmp_path: Path) -> None:
     """Keep every test's artifacts and runs apart."""
     settings.ARTIFACTS_DIR = tmp_path / "artifacts"
+    settings.COPIES_DIR = tmp_path / "copies"
     settings.RUNS_DIR = tmp_path / "runs"
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.ENGINE_URLS = ["http://127.0.0.1:9"]  # nobody answers unless a test starts one

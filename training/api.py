@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from django.http import Http404
@@ -18,9 +20,8 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from feedback.models import Campaign
-from inference.artifacts import file_digest
 from inference.models import Version
-from training import evaluation, formats, preflight, runs, snapshots
+from training import evaluation, formats, preflight, runs, snapshots, storage
 from training.evaluation import so_far
 from training.models import Evaluation, Run, Snapshot
 from training.options import Imitate, Kind, Pairs, Votes
@@ -107,6 +108,15 @@ class OneSnapshotView(ProjectAPIView):
         self.membership(snapshot.project_id)
         return snapshot
 
+    def file(self, snapshot: Snapshot, name: str) -> Path:
+        """Return where a file lies, verified; Http404 where there is none yet or no longer."""
+        if snapshot.state != Snapshot.State.READY:
+            raise Http404
+        try:
+            return storage.local_file(snapshot, name)
+        except FileNotFoundError as error:
+            raise Http404 from error
+
 
 class SnapshotView(OneSnapshotView):
     @extend_schema(responses=SnapshotSerializer)
@@ -120,18 +130,19 @@ class SnapshotFileView(OneSnapshotView):
     def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
         """Download train.parquet, heldout.parquet or manifest.json; resumes by range."""
         snapshot = self.snapshot(pk)
-        path = snapshot.folder / name
-        if snapshot.state != Snapshot.State.READY or name not in (
-            "train.parquet",
-            "heldout.parquet",
-            "manifest.json",
-        ):
+        if name not in ("train.parquet", "heldout.parquet", storage.MANIFEST):
             raise Http404
-        if not path.is_file():
-            raise Http404
-        # The manifest has the digests of the other files, and is short.
-        identity = snapshot.manifest.get("files", {}).get(name) or file_digest(path)
-        return downloads.send_file(request, path, identity=identity)
+        if name == storage.MANIFEST and snapshot.state == Snapshot.State.READY:
+            text = storage.manifest_text(snapshot.manifest)
+            return downloads.send_made(
+                request,
+                lambda: iter([text]),
+                identity=hashlib.sha256(text).hexdigest(),
+                filename=name,
+                content_type="application/json",
+            )
+        path = self.file(snapshot, name)
+        return downloads.send_file(request, path, identity=snapshot.manifest["files"][name])
 
 
 class SnapshotExportView(OneSnapshotView):
@@ -146,11 +157,9 @@ class SnapshotExportView(OneSnapshotView):
         """Download the training or held-out rows in another tool's format; resumes by range."""
         snapshot = self.snapshot(pk)
         part = request.query_params.get("part", "train")
-        path = snapshot.folder / f"{part}.parquet"
         if name not in formats.FORMATS or part not in ("train", "heldout"):
             raise Http404
-        if snapshot.state != Snapshot.State.READY or not path.is_file():
-            raise Http404
+        path = self.file(snapshot, f"{part}.parquet")
         chosen = formats.FORMATS[name]
         if not chosen.fits(snapshot):
             raise ProductError(

@@ -19,6 +19,8 @@ from django.db import InterfaceError, OperationalError, connection
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
+from accounts.models import Project
+
 log = structlog.get_logger(__name__)
 
 FREE = ("queued", "failed")
@@ -32,6 +34,11 @@ def claim(rows: QuerySet[Any], *, held: str) -> uuid.UUID | None:
         state=held, lease=lease, heartbeat_at=Now(), attempts=F("attempts") + 1, reason=""
     )
     return lease if taken else None
+
+
+def lock_project(project_id: int) -> None:
+    """Hold off other builds' ends and retractions in the project until this transaction ends."""
+    Project.objects.select_for_update(no_key=True).get(pk=project_id)
 
 
 @contextmanager

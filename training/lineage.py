@@ -24,6 +24,7 @@ from django.db.models.functions import Now
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
 from inference.models import Alias, Version
+from training import storage
 from training.models import Run, Snapshot, SnapshotSource
 
 IDS_PER_QUERY = 5_000
@@ -43,7 +44,7 @@ SELECT campaign_id, annotator_id, count(*), bool_or(retracted_at IS NOT NULL),
 def parts_of(snapshot: Snapshot) -> list[Path]:
     """Return the files of a snapshot whose rows name judgements."""
     names = [name for name in snapshot.manifest.get("files", {}) if name.endswith(".parquet")]
-    return [snapshot.folder / name for name in sorted(names)]
+    return [storage.local_file(snapshot, name) for name in sorted(names)]
 
 
 def judgement_ids(snapshot: Snapshot) -> Iterator[list[str]]:
@@ -120,11 +121,6 @@ def record_sources(*, snapshot: Snapshot) -> None:
         Snapshot.objects.filter(pk=snapshot.pk).update(state=Snapshot.State.ERASED)
     if stale or erased:
         snapshot.refresh_from_db()
-
-
-def lock(project_id: int) -> None:
-    """Hold off other builds' ends and retractions in the project until this transaction ends."""
-    Project.objects.select_for_update(no_key=True).get(pk=project_id)
 
 
 # What follows from what

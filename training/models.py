@@ -98,7 +98,12 @@ class Snapshot(Leased):
 
     @property
     def folder(self) -> Path:
-        return Path(settings.ARTIFACTS_DIR) / self.path
+        """Return where the files are, or in front of a bucket the copies that were read of them.
+
+        Ask ``training.storage`` for them, which verifies what is there.
+        """
+        in_bucket = "snapshots" in settings.STORAGES
+        return Path(settings.COPIES_DIR if in_bucket else settings.ARTIFACTS_DIR) / self.path
 
 
 class SnapshotSource(models.Model):

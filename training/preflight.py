@@ -18,7 +18,7 @@ from django.core.cache import cache
 
 from accounts.errors import ProductError
 from inference.models import BaseModel, Version
-from training import machines, symptoms
+from training import machines, storage, symptoms
 from training.engine.arguments import ArgumentError, Arguments, parse_arguments
 from training.engine.errors import RunError
 from training.engine.estimate import (
@@ -186,7 +186,7 @@ def snapshot_tokens(
     key = ":".join(["tokens", snapshot.digest[:32], base.digest[:32], *map(str, limits.values())])
     known: Tokens | None = cache.get(key)
     if known is None:
-        known = count_snapshot(snapshot.folder, Path(base.path), limits)
+        known = count_snapshot(storage.local_folder(snapshot), Path(base.path), limits)
         cache.set(key, known, CACHE_SECONDS)
     return known
 

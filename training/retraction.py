@@ -34,8 +34,9 @@ from feedback.models import (
     Slot,
 )
 from inference.models import Alias, Completion, Version
-from training import runs
-from training.lineage import Trace, lock, snapshots_with
+from training import runs, storage
+from training.leases import lock_project
+from training.lineage import Trace, snapshots_with
 from training.models import Retraction, Run, RunQuerySet, Snapshot
 from training.snapshots import create_snapshot
 
@@ -111,7 +112,7 @@ def retract(
         raise ProductError(f"Say why in at most {MAX_WHY} characters.")
     if campaign is not None and campaign.project_id != project.pk:
         raise ProductError("The campaign belongs to another project.")
-    lock(project.pk)
+    lock_project(project.pk)
     subject.refresh_from_db()
     affected = affected_by(project=project, subject=subject, campaign=campaign)
     rows = _judgements(project, subject, campaign)
@@ -243,9 +244,7 @@ def erase_files() -> int:
     """
     gone = 0
     for snapshot in Snapshot.objects.filter(state=Snapshot.State.ERASED).exclude(path=""):
-        if snapshot.folder.exists():
-            shutil.rmtree(snapshot.folder)
-            gone += 1
+        gone += storage.delete(snapshot.path)
         for run in snapshot.runs.exclude(state__in=Run.LIVE):
             for name in RUN_LEFTOVERS:
                 _remove(run.directory / name)

@@ -34,7 +34,7 @@ from accounts.models import User
 from accounts.services import audit
 from inference.models import Version
 from inference.services import register_version
-from training import machines, preflight
+from training import machines, preflight, storage
 from training.models import Run, RunMetric, RunNote, Snapshot
 from training.options import refuse_method
 
@@ -253,6 +253,7 @@ def _prepare(run: Run) -> Path:
     """Write run.json once; a run that is taken up again keeps its directory and checkpoints."""
     directory = run.directory
     directory.mkdir(parents=True, exist_ok=True)
+    storage.local_folder(run.snapshot)  # what it trains on is here, and sound
     target = directory / "run.json"
     if not target.exists():
         if run.continues is not None:

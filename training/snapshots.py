@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +27,8 @@ from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
 from feedback.models import Campaign, Prompt
-from training import leases, lineage, near
+from inference.artifacts import file_digest
+from training import leases, lineage, near, storage
 from training.ledger import Exclusion, Ledger
 from training.lengths import Repeats
 from training.models import Snapshot
@@ -102,24 +101,31 @@ def build_snapshot(*, snapshot_id: int) -> Snapshot:
         with leases.keep(mine):
             draft.mkdir(parents=True)
             manifest = _write(snapshot, draft)
-            path = _publish(draft, root, manifest["digest"])
+            with transaction.atomic():
+                leases.lock_project(snapshot.project_id)  # a sweep finds it named, or has ended
+                path = storage.address(manifest)
+                mine.update(path=path)
+            storage.publish(draft, path, manifest)
     except Exception as error:  # whatever it is, the page has to say that it will not come
         mine.update(state=state.FAILED, reason=_plain_reason(error)[:500])
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     with transaction.atomic():
-        lineage.lock(snapshot.project_id)  # a retraction sees this snapshot, or is seen by it
+        # A retraction sees this snapshot, or is seen by it.
+        leases.lock_project(snapshot.project_id)
         ready = mine.update(
             state=state.READY,
             digest=manifest["digest"],
-            path=str(path.relative_to(settings.ARTIFACTS_DIR)),
+            path=path,
             manifest=manifest,
         )
-        if not ready:
-            raise Conflict("This snapshot was changed while it was being built.")
-        snapshot.refresh_from_db()
-        lineage.record_sources(snapshot=snapshot)
+        if ready:
+            snapshot.refresh_from_db()
+            lineage.record_sources(snapshot=snapshot)
+    if not ready:
+        storage.delete_unnamed(project_id=snapshot.project_id, snapshot_path=path)
+        raise Conflict("This snapshot was changed while it was being built.")
     return snapshot
 
 
@@ -136,6 +142,8 @@ def sweep_builds() -> int:
     for draft in drafts:
         if draft.name not in kept:
             shutil.rmtree(draft, ignore_errors=True)
+    storage.sweep_uploads()
+    storage.sweep_copies()
     return len(lost)
 
 
@@ -166,7 +174,7 @@ def is_heldout(prompt_id: str, fraction: float) -> bool:
 def heldout_prompts(snapshot: Snapshot) -> list[str]:
     """Return the ids of the held-out prompts, in order, read from the snapshot's own file."""
     found: dict[str, None] = {}
-    with pq.ParquetFile(snapshot.folder / "heldout.parquet") as file:
+    with pq.ParquetFile(storage.local_file(snapshot, "heldout.parquet")) as file:
         for batch in file.iter_batches(columns=["prompt_id"]):
             found.update(dict.fromkeys(batch.column(0).unique().to_pylist()))
     return sorted(found)
@@ -175,8 +183,8 @@ def heldout_prompts(snapshot: Snapshot) -> list[str]:
 def leaks(snapshot: Snapshot) -> set[str]:
     """Return the digests of prompts that this snapshot must not be trained on.
 
-    They are what earlier snapshots of the project held out, as far as their files are there, and
-    the prompts with the tag “evaluation”.
+    They are what earlier snapshots of the project held out, as far as their files are there and
+    sound, and the prompts with the tag “evaluation”.
     """
     found = set(
         Prompt.objects.filter(
@@ -187,7 +195,7 @@ def leaks(snapshot: Snapshot) -> set[str]:
         project=snapshot.project_id, state=Snapshot.State.READY, pk__lt=snapshot.pk
     )
     for one in earlier:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, storage.Damaged):
             found.update(heldout_prompts(one))
     return found
 
@@ -195,7 +203,7 @@ def leaks(snapshot: Snapshot) -> set[str]:
 def heldout_references(snapshot: Snapshot) -> dict[str, str]:
     """Return, for each held-out prompt, the text of the first answer that was chosen there."""
     found: dict[str, str] = {}
-    with pq.ParquetFile(snapshot.folder / "heldout.parquet") as file:
+    with pq.ParquetFile(storage.local_file(snapshot, "heldout.parquet")) as file:
         for batch in file.iter_batches(columns=["prompt_id", "chosen"]):
             for row in batch.to_pylist():
                 if row["chosen"]:
@@ -263,9 +271,9 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "lengths": {name: part.lengths.as_dict() for name, part in parts.items()},
         "repeats": repeats.as_dict(),
         "agreement": composer.flips.as_dict(),
-        "files": {f"{name}.parquet": _file_digest(folder / f"{name}.parquet") for name in parts},
+        "files": {f"{name}.parquet": file_digest(folder / f"{name}.parquet") for name in parts},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    (folder / storage.MANIFEST).write_bytes(storage.manifest_text(manifest))
     return manifest
 
 
@@ -274,30 +282,3 @@ def _fits(group: Group, most: int) -> Callable[[Row], bool]:
     room = most - sum(len(message["content"]) for message in group.messages)
     fitting = {digest for digest, text in group.texts.items() if len(text) <= room}
     return lambda row: all(one in fitting for one in row[1:3] if one)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _publish(draft: Path, root: Path, digest: str) -> Path:
-    """Move a finished draft to its content address; an equal one already there stays."""
-    for file in draft.iterdir():
-        _sync(file)
-    _sync(draft)
-    target = root / digest[:2] / digest
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        os.rename(draft, target)
-        _sync(target.parent)
-    return target
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder, through a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,6 +30,7 @@ from training import (
     preflight,
     runs,
     snapshots,
+    storage,
     symptoms,
 )
 from training.formats import FORMATS
@@ -167,24 +168,27 @@ def _options(snapshot: Snapshot) -> list[str]:
     return [one for one in said if one]
 
 
-def _preview(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return the first row of each of the first prompts, as they stand in the training part."""
+def _preview(snapshot: Snapshot) -> tuple[list[dict[str, Any]], str]:
+    """Return the first row of each of the first prompts in the training part, or what is wrong."""
     try:
-        with pq.ParquetFile(snapshot.folder / "train.parquet") as file:
+        with pq.ParquetFile(storage.local_file(snapshot, "train.parquet")) as file:
             batch = next(file.iter_batches(batch_size=PREVIEW_SCAN), None)
     except OSError:
-        return []  # the page says that the files are missing
+        return [], "The training part cannot be read: its file is gone from the store."
+    except ProductError as error:
+        return [], error.message
     first: dict[str, dict[str, Any]] = {}
     for row in batch.to_pylist() if batch is not None else []:
         if len(first) == PREVIEW_ROWS:
             break
         first.setdefault(row["prompt_id"], row)
-    return list(first.values())
+    return list(first.values()), ""
 
 
 def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
     ready = snapshot.state == Snapshot.State.READY
     train = snapshot.manifest.get("lengths", {}).get("train", {})
+    preview, files_problem = _preview(snapshot) if ready else ([], "")
     return {
         "snapshot": snapshot,
         "waiting": snapshot.state in (Snapshot.State.QUEUED, Snapshot.State.BUILDING),
@@ -200,7 +204,8 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "length_warning": lengths.warning(train.get("bias")),
         "length_chart": length_chart(snapshot.digest, train) if ready else None,
         "repeats": snapshot.manifest.get("repeats", {}),
-        "preview": _preview(snapshot) if ready else [],
+        "preview": preview,
+        "files_problem": files_problem,
         "runs": snapshot.runs.select_related("version", "start_version"),
     }
 

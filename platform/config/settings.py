@@ -13,6 +13,7 @@ from csp.constants import NONE, SELF
 
 from config import services
 from config.environment import env_bool, env_float, env_int, env_list, env_secret
+from config.storage import snapshot_storage
 
 BASE_DIR = Path(__file__).resolve().parents[2]
 VAR_DIR = Path(os.environ.get("LAUREL_VAR", BASE_DIR / "var")).resolve()
@@ -80,6 +81,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "axes.middleware.AxesMiddleware",
+    "accounts.middleware.RefusalMiddleware",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -193,6 +195,14 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
+# Snapshots lie in a folder, or in s3://bucket/prefix; boto3 itself reads AWS_ENDPOINT_URL,
+# AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, or a role.
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    **snapshot_storage(os.environ.get("SNAPSHOT_STORAGE", "")),
+}
+
 # Celery: the database is the truth, the broker only rings the bell
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
@@ -247,6 +257,8 @@ WHITENOISE_MAX_AGE = 3600
 
 # Product
 ARTIFACTS_DIR = VAR_DIR / "artifacts"
+# What was read of a bucket; may be deleted.
+COPIES_DIR = VAR_DIR / "copies"
 RUNS_DIR = VAR_DIR / "runs"
 BASES_DIR = VAR_DIR / "bases"
 DEFAULT_BASE = "smollm2-135m-instruct"

@@ -29,7 +29,7 @@ from feedback.models import (
 from inference.models import Completion, Version
 from tests.training.test_lineage import trained
 from tests.training.test_snapshots import judge_all, rows, strict, take_snapshot
-from training import lineage
+from training import lineage, storage
 from training.models import Retraction, Run, Snapshot
 from training.retraction import advance_rebuilds, affected_by, erase_files, rebuild, retract
 from training.runs import start_run
@@ -160,15 +160,13 @@ def test_it_makes_all_of_it_again_once(
 def test_a_retraction_during_a_build_makes_the_snapshot_stale(
     campaign: Campaign, annotator: User, owner: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import snapshots
-
-    publish = snapshots._publish
+    publish = storage.publish
 
     def late(*arguments: object) -> object:
         retract(project=campaign.project, subject=annotator, why="too late", by=owner)
         return publish(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(snapshots, "_publish", late)
+    monkeypatch.setattr(storage, "publish", late)
     assert take_snapshot(campaign.project, campaign).standing == "stale"
 
 

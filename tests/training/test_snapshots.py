@@ -177,7 +177,7 @@ def test_a_build_that_breaks_leaves_nothing_finished(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.snapshots.os.rename", full)
+    monkeypatch.setattr("training.storage.os.rename", full)
     with pytest.raises(OSError, match="No space"):
         take_snapshot(project, campaign)
     snapshot = Snapshot.objects.get()
