@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import views, views_lineage, views_retraction, views_rounds, views_schedules
+from training import (
+    views,
+    views_lineage,
+    views_rendered,
+    views_retraction,
+    views_rounds,
+    views_schedules,
+)
 
 urlpatterns = [
     path("snapshots/", views.snapshot_index, name="snapshots"),
     path("snapshots/<int:pk>/", views.snapshot, name="snapshot"),
+    path("snapshots/<int:pk>/rendered", views_rendered.rendered_row, name="rendered_row"),
     path("snapshots/<int:pk>/body", views.snapshot_body, name="snapshot_body"),
     path("lineage/<str:kind>/<str:key>/", views_lineage.lineage, name="lineage"),
     path("retract/<str:kind>/<str:key>/", views_retraction.retract, name="retract"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api, api_lineage, api_retraction, api_rounds, api_schedules
+from training import api, api_lineage, api_rendered, api_retraction, api_rounds, api_schedules
 
 urlpatterns = [
     path("api/snapshots/", api.SnapshotsView.as_view()),
@@ -17,6 +17,7 @@ urlpatterns = [
         api.SnapshotExportView.as_view(),
         name="api_snapshot_export",
     ),
+    path("api/snapshots/<int:pk>/rendered", api_rendered.SnapshotPreviewView.as_view()),
     path("api/snapshots/<int:pk>/lineage", api_lineage.SnapshotLineageView.as_view()),
     path("api/runs/<int:pk>/lineage", api_lineage.RunLineageView.as_view()),
     path("api/versions/<int:pk>/lineage", api_lineage.VersionLineageView.as_view()),

@@ -14,6 +14,8 @@ from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils.http import urlencode
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.access import get_membership
@@ -46,6 +48,7 @@ from training.length_chart import length_chart
 from training.models import Evaluation, Run, Snapshot
 from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Votes
 
+LIMITS = ("max_length", "max_prompt_length")
 LOOK_AGAIN = "Some fields need another look; see below."
 PREVIEW_ROWS = 5
 PREVIEW_SCAN = 500
@@ -290,7 +293,21 @@ def _preflight(form: RunForm, arguments: ArgumentsForm) -> dict[str, Any]:
     if found is None:
         return {"preflight_error": "This base or snapshot cannot be read, so nothing is foretold."}
     take = json.dumps(found.proposal.changes) if found.proposal else ""
-    return {"preflight": found, "take": take, "currency": settings.PRICE_CURRENCY}
+    return {
+        "preflight": found,
+        "take": take,
+        "currency": settings.PRICE_CURRENCY,
+        "rendered_at": _rendered_at(form.cleaned_data, arguments.arguments()),
+    }
+
+
+def _rendered_at(chosen: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """Return the page that shows the snapshot's rows as this run would read them."""
+    snapshot = chosen["snapshot"]
+    asked = {"base": chosen["start_version"].base_id, "method": chosen["method"]}
+    asked |= {name: arguments[name] for name in LIMITS if name in arguments}
+    page = reverse("rendered_row", args=[snapshot.project.slug, snapshot.pk])
+    return f"{page}?{urlencode(asked)}"
 
 
 @login_required
