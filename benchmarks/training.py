@@ -207,14 +207,12 @@ def measure_trl(base: Path, case: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def gradient_error(trainer: Any, tree: Any, case: dict[str, Any]) -> float:
-    """Return the relative difference of the gradients, the first response against each other."""
-    # No response wins here and loses there: what cancels out would be compared with rounding.
-    star = dataclasses.replace(tree, pairs=tuple(one for one in tree.pairs if one.chosen == 0))
+    """Return the relative difference of the gradients of the loss over all pairs."""
     randomise(trainer.model)
     case = {**case, "what": "error", "micro_batch": 1, "stored": False}
-    trl_step(trainer, star, case)()
+    trl_step(trainer, tree, case)()
     expected = gradient(trainer.model)
-    tree_step(trainer.model, star, case)()
+    tree_step(trainer.model, tree, case)()
     found = gradient(trainer.model)
     return float((found - expected).norm() / expected.norm())
 

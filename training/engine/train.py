@@ -109,7 +109,7 @@ class Session:
                 values = self.store.get(tree.prompt, response)
                 assert values is not None  # fill_references came before
                 found.append(float(values.sum(dtype=np.float64)))
-        return torch.tensor(found, device=self.device)
+        return torch.tensor(found, dtype=torch.float64, device=self.device)
 
 
 def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
