@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
+from accounts.serializers import SharedFieldsSerializer
 from feedback import assignment, extras, judgements, live, obstacles, services
 from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
@@ -370,7 +371,7 @@ def _by_response(value: dict[str, T]) -> dict[int, T]:
         raise serializers.ValidationError("The keys are ids of responses.") from None
 
 
-class AnswerInput(serializers.Serializer[Any]):
+class AnswerInput(SharedFieldsSerializer):
     """A judgement as a program or a page sends it; the service checks what it says."""
 
     slot = serializers.IntegerField(min_value=1)

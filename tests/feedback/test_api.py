@@ -13,6 +13,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import ApiToken, Project, Role, Scope, User
 from accounts.services import create_project
+from feedback.api import JudgementsView
 from feedback.models import Campaign, CompletionFeedback, Judgement, Slot
 from inference.models import Completion, Version
 
@@ -258,3 +259,13 @@ def test_feedback_on_a_foreign_completion_is_a_404(
     client = api(stranger, of=Project.objects.get(name="Elsewhere"))
     response = client.post(f"/api/completions/{completion.pk}/feedback", {"thumb": 1})
     assert response.status_code == 404
+
+
+def test_it_keeps_the_answers_of_two_requests_apart() -> None:
+    sent = {"slot": 1, "token": 2, "client_id": "d7b1a1a4-0000-4000-8000-000000000001"}
+    bad = JudgementsView.Input(data={**sent, "thumb": 3, "comment": "mine"})
+    good = JudgementsView.Input(data={**sent, "thumb": 1})
+    assert not bad.is_valid()
+    assert good.is_valid()
+    assert list(bad.errors) == ["thumb"]
+    assert good.answer().comment == ""
