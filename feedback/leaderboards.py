@@ -52,7 +52,7 @@ def _leaderboard(
     return quality.kept(
         quality.state_of(rows).key("leaderboard", *whose, side, length),
         lambda: ratings.rate(
-            comparisons(ranked(campaigns, rows)),
+            comparisons(ranked(campaigns, rows, most=MOST_COMPARISONS)),
             side=side,
             length=length,
             resamples=RESAMPLES,
@@ -61,9 +61,7 @@ def _leaderboard(
     )
 
 
-def ranked(
-    campaigns: QuerySet[Campaign], rows: JudgementQuerySet, *, most: int = MOST_COMPARISONS
-) -> list[Judged]:
+def ranked(campaigns: QuerySet[Campaign], rows: JudgementQuerySet, *, most: int) -> list[Judged]:
     """Return the newest standing rankings of normal items, of ``most`` pairs; two queries.
 
     The fewest responses that a campaign compares say how many rows there can be at most.
