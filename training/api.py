@@ -59,6 +59,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
     )
     max_characters = serializers.IntegerField(min_value=0, required=False)
+    languages = serializers.ListField(child=serializers.CharField(max_length=3), required=False)
     feedback = serializers.BooleanField(required=False)
     near = serializers.BooleanField(required=False)
     leaks = serializers.BooleanField(required=False)

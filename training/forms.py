@@ -20,7 +20,7 @@ from training.options import Imitate, Kind, Pairs, Votes
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
     "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "max_characters",
-    "near",
+    "languages", "near",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -126,6 +126,13 @@ class SnapshotForm(forms.Form):
         required=False,
         help_text="Leaves out rows whose prompt and longer answer have more together. 0 takes all.",
     )
+    languages = forms.CharField(
+        label="Languages",
+        required=False,
+        help_text="Codes such as en, de: rows with a text in another language are left out. A text "
+        "under 20 characters, or of no one language, counts as undetermined and stays. Empty "
+        "takes all.",
+    )
     near = forms.BooleanField(
         label="Keep near-duplicate prompts on one side of the split",
         required=False,
@@ -155,6 +162,10 @@ class SnapshotForm(forms.Form):
                     f"“{part}” is no name with a weight. Write it as helpfulness=1."
                 ) from None
         return found
+
+    def clean_languages(self) -> list[str]:
+        """Read codes with commas or blanks between them."""
+        return sorted(set(self.cleaned_data["languages"].lower().replace(",", " ").split()))
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}

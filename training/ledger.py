@@ -23,6 +23,7 @@ class Exclusion(StrEnum):
     SKIPPED = "skipped"
     HELDOUT_LEAK = "heldout_leak"
     TOO_LONG = "too_long"
+    LANGUAGE = "language"
     OVERRULED = "overruled"
     OUTVOTED = "outvoted"
     NO_MAJORITY = "no_majority"

@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import TextChoices
 
 from accounts.errors import ProductError
+from training import languages
 
 
 class Kind(TextChoices):
@@ -69,6 +70,8 @@ class Options:
     imitate: tuple[Imitate, ...] = (Imitate.CORRECTIONS, Imitate.THUMBS)
     # The most that a prompt and the longer answer of a row may have together; 0 takes all.
     max_characters: int = 0
+    # ISO 639 codes of the languages that are taken; none takes all.
+    languages: tuple[str, ...] = ()
     # Thumbs and corrections that answers in use were given, besides the campaigns.
     feedback: bool = False
     # Keep near-duplicate prompts on one side of the held-out split.
@@ -93,6 +96,8 @@ class Options:
                     given[name] = choices(given[name])
             if "imitate" in given:
                 given["imitate"] = tuple(sorted({Imitate(one) for one in given["imitate"]}))
+            if "languages" in given:
+                given["languages"] = tuple(sorted({str(one) for one in given["languages"]}))
             if "attributes" in given:
                 given["attributes"] = {
                     str(name): float(weight) for name, weight in given["attributes"].items()
@@ -115,6 +120,11 @@ class Options:
             raise ProductError("The least gap between two ratings is 0 or more.")
         if self.max_characters < 0:
             raise ProductError("The most characters of a row are 0, for no limit, or more.")
+        if unknown := sorted(set(self.languages) - languages.CODES):
+            raise ProductError(
+                f"No language that can be told has the code {', '.join(unknown)}. Write codes of "
+                "ISO 639, such as en, de or zh."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values that ``read`` takes."""
@@ -123,6 +133,7 @@ class Options:
             "pairs": str(self.pairs),
             "votes": str(self.votes),
             "imitate": [str(one) for one in self.imitate],
+            "languages": list(self.languages),
             "attributes": dict(self.attributes),
         }
 

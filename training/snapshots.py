@@ -29,6 +29,7 @@ from accounts.services import audit
 from feedback.models import Campaign, Prompt
 from inference.artifacts import file_digest
 from training import leases, lineage, near, storage
+from training.cleaning import Cleaning
 from training.ledger import Exclusion, Ledger
 from training.lengths import Repeats
 from training.models import Snapshot
@@ -217,7 +218,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     competence = competences(campaigns) if options.votes == Votes.WEIGHTED else {}
     composer = Composer(kind, options, competence)
     scope = Scope(project=snapshot.project_id, campaigns=campaigns, options=options)
-    ledger, repeats = Ledger(), Repeats()
+    ledger, repeats, cleaning = Ledger(), Repeats(), Cleaning(options)
     parts = {part: Part(folder / f"{part}.parquet") for part in PARTS}
     try:
         with transaction.atomic():
@@ -233,6 +234,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                     composed.withhold(Exclusion.HELDOUT_LEAK)
                 if options.max_characters:
                     composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
+                cleaning.withhold(group, composed)
                 ledger.account([one.id for one in group.said], composed)
                 if composed.rows:
                     repeats.add({one for row in composed.rows for one in row[1:3] if one})
@@ -272,7 +274,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "repeats": repeats.as_dict(),
         "agreement": composer.flips.as_dict(),
         "files": {f"{name}.parquet": file_digest(folder / f"{name}.parquet") for name in parts},
-    }
+    } | cleaning.as_dict()
     (folder / storage.MANIFEST).write_bytes(storage.manifest_text(manifest))
     return manifest
 

@@ -135,7 +135,7 @@ class Scope:
         with connection.chunked_cursor() as cursor:
             cursor.execute(_PROMPTS, {"campaigns": self.campaigns})
             while rows := cursor.fetchmany(RECORDS_PER_FETCH):
-                yield from ((digest, _asked(json.loads(messages))) for digest, messages in rows)
+                yield from ((digest, asked(json.loads(messages))) for digest, messages in rows)
         if not self.options.feedback:
             return
         with connection.chunked_cursor() as cursor:
@@ -143,7 +143,7 @@ class Scope:
             while rows := cursor.fetchmany(RECORDS_PER_FETCH):
                 for _, stored in rows:
                     messages = json.loads(stored)
-                    yield text_digest(messages), _asked(messages)
+                    yield text_digest(messages), asked(messages)
 
     def groups(self) -> Iterator[Group]:
         """Yield what was said, a prompt at a time, in the order of their digests."""
@@ -259,7 +259,8 @@ class Scope:
             cursor.execute("DROP TABLE said_in_use")
 
 
-def _asked(messages: list[Message]) -> str:
+def asked(messages: Sequence[Message]) -> str:
+    """Return what the user says in a conversation."""
     return "\n".join(one["content"] for one in messages if one["role"] == "user")
 
 

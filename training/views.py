@@ -25,6 +25,7 @@ from accounts.pages import asked, ordered, page_of, refused
 from inference.models import Version
 from training import (
     charts,
+    cleaning,
     evaluation,
     gate,
     lengths,
@@ -68,6 +69,7 @@ EXCLUSIONS = {
     "calibration": "part of a calibration session",
     "correction": "a correction, which was not asked for",
     "equal_texts": "the responses were the same text",
+    "language": "in a language that was not asked for",
     "heldout_leak": "held out earlier, or marked to evaluate on, so not to be learnt from",
     "gold": "a test with a known answer",
     "no_majority": "as many votes for as against",
@@ -163,6 +165,7 @@ def _options(snapshot: Snapshot) -> list[str]:
         "" if options.votes == Votes.INDIVIDUAL else str(options.votes.label),
         f"at least {options.min_agreement:.0%} agreement" if options.min_agreement else "",
         f"at most {options.max_characters:,} characters" if options.max_characters else "",
+        f"languages: {', '.join(options.languages)}" if options.languages else "",
         "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
     ]
@@ -207,6 +210,7 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "length_warning": lengths.warning(train.get("bias")),
         "length_chart": length_chart(snapshot.digest, train) if ready else None,
         "repeats": snapshot.manifest.get("repeats", {}),
+        "languages": cleaning.language_lines(snapshot.manifest),
         "preview": preview,
         "files_problem": files_problem,
         "runs": snapshot.runs.select_related("version", "start_version"),

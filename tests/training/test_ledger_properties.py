@@ -26,7 +26,10 @@ from training.rows import Composed, Row, margin_of
 from training.snapshots import build_snapshot, heldout_prompts
 
 ANNOTATORS = 3
-TEXTS = st.sampled_from(["Yes.", "No.", "", "Maybe\n“so” \U0001f600\t", "A" * 40, "\\u0000"])
+GERMAN = "Ich weiß nicht, was ich dazu sagen soll."
+ENGLISH = "That is what I would say, too."
+TEXTS = st.sampled_from(["Yes.", "No.", "", "Maybe\n“so” \U0001f600\t", "\\u0000", ENGLISH, GERMAN])
+OPTIONS = st.sampled_from([{}, {"languages": ["en"]}])
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ def store(
 
 
 def expected(
-    history: list[tuple[str, list[str], dict[int, Verdict]]],
+    history: list[tuple[str, list[str], dict[int, Verdict]]], options: dict[str, Any]
 ) -> tuple[Counter[tuple[Any, ...]], Counter[str], int]:
     """Return the rows and exclusions that a history should give, worked out the slow way."""
+    foreign = {GERMAN} if "languages" in options else set()
     pairs: Counter[tuple[Any, ...]] = Counter()
     excluded: Counter[str] = Counter()
     exported = 0
@@ -149,9 +153,11 @@ def expected(
                 excluded["tie"] += 1
             elif not found:
                 excluded["equal_texts"] += 1
+            elif not (kept := [row for row in found if foreign.isdisjoint(row[1:3])]):
+                excluded["language"] += 1
             else:
                 exported += 1
-                pairs.update(found)
+                pairs.update(kept)
     return pairs, excluded, exported
 
 
@@ -180,18 +186,23 @@ def users(owner: User) -> list[User]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(history=histories(), seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)))
+@given(
+    history=histories(),
+    options=OPTIONS,
+    seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)),
+)
 def test_any_history_balances_and_gives_the_same_bytes(
     history: list[tuple[str, list[str], dict[int, Verdict]]],
+    options: dict[str, Any],
     seeds: tuple[int, int],
     project: Project,
     users: list[User],
 ) -> None:
-    pairs, excluded, exported = expected(history)
+    pairs, excluded, exported = expected(history, options)
     built = []
     for seed in seeds:
         campaign = store(history, project, users, seed)
-        snapshot = Snapshot.objects.create(project=project, heldout_fraction=0.3)
+        snapshot = Snapshot.objects.create(project=project, heldout_fraction=0.3, options=options)
         snapshot.campaigns.set([campaign])
         if not pairs:
             with pytest.raises(ProductError, match="give no pair"):
