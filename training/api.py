@@ -24,7 +24,7 @@ from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots, storage
 from training.evaluation import so_far
 from training.models import Evaluation, Run, Snapshot
-from training.options import Imitate, Kind, Pairs, Votes
+from training.options import Imitate, Kind, Pairs, Pii, Votes
 
 
 class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
@@ -59,6 +59,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
     )
     max_characters = serializers.IntegerField(min_value=0, required=False)
+    pii = serializers.ChoiceField(choices=Pii.choices, required=False)
     languages = serializers.ListField(child=serializers.CharField(max_length=3), required=False)
     feedback = serializers.BooleanField(required=False)
     near = serializers.BooleanField(required=False)

@@ -15,12 +15,12 @@ from inference.models import Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Evaluation, Snapshot
-from training.options import Imitate, Kind, Pairs, Votes
+from training.options import Imitate, Kind, Pairs, Pii, Votes
 
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
     "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "max_characters",
-    "languages", "near",
+    "languages", "pii", "near",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -132,6 +132,13 @@ class SnapshotForm(forms.Form):
         help_text="Codes such as en, de: rows with a text in another language are left out. A text "
         "under 20 characters, or of no one language, counts as undetermined and stays. Empty "
         "takes all.",
+    )
+    pii = forms.ChoiceField(
+        label="Personal data",
+        choices=Pii.choices,
+        required=False,
+        help_text="Email and IP addresses, telephone, card, bank and US social security numbers, "
+        "wallets; not names. The originals stay as they are.",
     )
     near = forms.BooleanField(
         label="Keep near-duplicate prompts on one side of the split",

@@ -24,6 +24,7 @@ class Exclusion(StrEnum):
     HELDOUT_LEAK = "heldout_leak"
     TOO_LONG = "too_long"
     LANGUAGE = "language"
+    PII = "pii"
     OVERRULED = "overruled"
     OUTVOTED = "outvoted"
     NO_MAJORITY = "no_majority"

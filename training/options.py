@@ -43,6 +43,15 @@ class Imitate(TextChoices):
     BEST = "best", "the best of each ranking"
 
 
+class Pii(TextChoices):
+    """What becomes of personal data that has a form: addresses, numbers, codes."""
+
+    OFF = "off", "not looked for"
+    REPORT = "report", "counted, and left as it is"
+    MASK = "mask", "masked, as <EMAIL_ADDRESS> and the like"
+    DROP = "drop", "rows with it left out"
+
+
 # The methods that learn from rows of a kind.
 METHODS_FOR = {
     Kind.PREFERENCE: ("dpo", "orpo", "simpo", "kto", "sft", "reward"),
@@ -72,6 +81,7 @@ class Options:
     max_characters: int = 0
     # ISO 639 codes of the languages that are taken; none takes all.
     languages: tuple[str, ...] = ()
+    pii: Pii = Pii.OFF
     # Thumbs and corrections that answers in use were given, besides the campaigns.
     feedback: bool = False
     # Keep near-duplicate prompts on one side of the held-out split.
@@ -91,7 +101,7 @@ class Options:
             )
         given: dict[str, Any] = dict(values)
         try:
-            for name, choices in (("pairs", Pairs), ("votes", Votes)):
+            for name, choices in (("pairs", Pairs), ("votes", Votes), ("pii", Pii)):
                 if name in given:
                     given[name] = choices(given[name])
             if "imitate" in given:
@@ -132,6 +142,7 @@ class Options:
             **asdict(self),
             "pairs": str(self.pairs),
             "votes": str(self.votes),
+            "pii": str(self.pii),
             "imitate": [str(one) for one in self.imitate],
             "languages": list(self.languages),
             "attributes": dict(self.attributes),

@@ -28,12 +28,13 @@ from accounts.models import Project, User
 from accounts.services import audit
 from feedback.models import Campaign, Prompt
 from inference.artifacts import file_digest
-from training import leases, lineage, near, storage
+from training import leases, lineage, near, pii, storage
 from training.cleaning import Cleaning
 from training.ledger import Exclusion, Ledger
 from training.lengths import Repeats
+from training.masking import Masking
 from training.models import Snapshot
-from training.options import Kind, Options, Votes
+from training.options import Kind, Options, Pii, Votes
 from training.parts import Part
 from training.rows import Composer, Row
 from training.sources import Group, Scope, competences
@@ -66,6 +67,8 @@ def create_snapshot(
     from training.tasks import build_snapshot
 
     chosen = Options.read(options or {})
+    if chosen.pii != Pii.OFF:
+        pii.require()
     if not campaigns and not chosen.feedback:
         raise ProductError("Choose at least one campaign to take a snapshot of.")
     if any(campaign.project_id != project.pk for campaign in campaigns):
@@ -218,7 +221,8 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     competence = competences(campaigns) if options.votes == Votes.WEIGHTED else {}
     composer = Composer(kind, options, competence)
     scope = Scope(project=snapshot.project_id, campaigns=campaigns, options=options)
-    ledger, repeats, cleaning = Ledger(), Repeats(), Cleaning(options)
+    ledger, repeats = Ledger(), Repeats()
+    cleaning, masking = Cleaning(options), Masking(options.pii)
     parts = {part: Part(folder / f"{part}.parquet") for part in PARTS}
     try:
         with transaction.atomic():
@@ -226,7 +230,8 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
             alike = near.groups(scope.prompts()) if options.near else {}
             leaked = leaks(snapshot) if options.leaks else set()
             leaked |= {alike[one] for one in leaked if one in alike}
-            for group in scope.groups():
+            for stored in scope.groups():
+                group = masking.read(stored)
                 composed = composer.compose(group.said, group.decided)
                 key = alike.get(group.prompt_id, group.prompt_id)
                 heldout = is_heldout(key, snapshot.heldout_fraction)
@@ -235,6 +240,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                 if options.max_characters:
                     composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
                 cleaning.withhold(group, composed)
+                masking.withhold(composed)
                 ledger.account([one.id for one in group.said], composed)
                 if composed.rows:
                     repeats.add({one for row in composed.rows for one in row[1:3] if one})
@@ -242,7 +248,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                     part.add(
                         group.prompt_id,
                         group.messages,
-                        group.prompt_id,
+                        group.written or group.prompt_id,
                         composed.rows,
                         group.texts,
                     )
@@ -274,7 +280,9 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "repeats": repeats.as_dict(),
         "agreement": composer.flips.as_dict(),
         "files": {f"{name}.parquet": file_digest(folder / f"{name}.parquet") for name in parts},
-    } | cleaning.as_dict()
+        **cleaning.as_dict(),
+        **masking.as_dict(),
+    }
     (folder / storage.MANIFEST).write_bytes(storage.manifest_text(manifest))
     return manifest
 

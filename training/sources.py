@@ -103,6 +103,8 @@ class Group:
     messages: list[Message]
     said: list[Said] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    # The digest of the messages where they are no longer those that were stored.
+    written: str = ""
     decided: list[Decided] = field(default_factory=list)
 
 

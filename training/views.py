@@ -47,7 +47,7 @@ from training.forms import (
 )
 from training.length_chart import length_chart
 from training.models import Evaluation, Run, Snapshot
-from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Votes
+from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Pii, Votes
 
 LIMITS = ("max_length", "max_prompt_length")
 LOOK_AGAIN = "Some fields need another look; see below."
@@ -69,6 +69,7 @@ EXCLUSIONS = {
     "calibration": "part of a calibration session",
     "correction": "a correction, which was not asked for",
     "equal_texts": "the responses were the same text",
+    "pii": "holds personal data",
     "language": "in a language that was not asked for",
     "heldout_leak": "held out earlier, or marked to evaluate on, so not to be learnt from",
     "gold": "a test with a known answer",
@@ -166,6 +167,7 @@ def _options(snapshot: Snapshot) -> list[str]:
         f"at least {options.min_agreement:.0%} agreement" if options.min_agreement else "",
         f"at most {options.max_characters:,} characters" if options.max_characters else "",
         f"languages: {', '.join(options.languages)}" if options.languages else "",
+        "" if options.pii == Pii.OFF else f"personal data {options.pii.label}",
         "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
     ]
@@ -211,6 +213,7 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "length_chart": length_chart(snapshot.digest, train) if ready else None,
         "repeats": snapshot.manifest.get("repeats", {}),
         "languages": cleaning.language_lines(snapshot.manifest),
+        "pii": snapshot.manifest.get("pii"),
         "preview": preview,
         "files_problem": files_problem,
         "runs": snapshot.runs.select_related("version", "start_version"),

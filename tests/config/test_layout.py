@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def wanted() -> set[str]:
     return {normal(match.group()) for match in found if match}
 
 
+def extras() -> set[str]:
+    """Return the names of what pyproject.toml offers besides; it need not be installed."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    offered = project["optional-dependencies"].values()
+    return {normal(re.split(r"[<=>~!]", line)[0]) for some in offered for line in some}
+
+
 def locked() -> dict[str, str]:
     """Return the exact versions of both lock files."""
     versions = {}
@@ -114,6 +122,7 @@ def test_it_asks_for_every_library_that_it_imports() -> None:
         for path, module in imports()
         if module not in OURS | sys.stdlib_module_names
         and not {normal(name) for name in distributions.get(module, [])} & wanted()
+        and normal(module) not in extras()
     }
     assert missing == set(), "name them in requirements.in, then run `make lock`"
 

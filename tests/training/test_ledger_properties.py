@@ -9,6 +9,7 @@ import random
 import uuid
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ from training.snapshots import build_snapshot, heldout_prompts
 ANNOTATORS = 3
 GERMAN = "Ich weiß nicht, was ich dazu sagen soll."
 ENGLISH = "That is what I would say, too."
-TEXTS = st.sampled_from(["Yes.", "No.", "", "Maybe\n“so” \U0001f600\t", "\\u0000", ENGLISH, GERMAN])
-OPTIONS = st.sampled_from([{}, {"languages": ["en"]}])
+MASKED = {f"Ask {one}@example.com.": "Ask <EMAIL_ADDRESS>." for one in ("ada", "bob")}
+TEXTS = st.sampled_from(
+    ["Yes.", "No.", "", "Maybe\n“so” \U0001f600\t", "\\u0000", ENGLISH, GERMAN, *MASKED]
+)
+CHOSEN: list[dict[str, Any]] = [{}, {"languages": ["en"]}]
+if find_spec("presidio_analyzer"):
+    CHOSEN += [{"pii": "report"}, {"pii": "mask"}, {"languages": ["en"], "pii": "drop"}]
+OPTIONS = st.sampled_from(CHOSEN)
 
 
 @dataclass(frozen=True)
@@ -127,10 +134,13 @@ def expected(
 ) -> tuple[Counter[tuple[Any, ...]], Counter[str], int]:
     """Return the rows and exclusions that a history should give, worked out the slow way."""
     foreign = {GERMAN} if "languages" in options else set()
+    personal = set(MASKED) if options.get("pii") == "drop" else set()
     pairs: Counter[tuple[Any, ...]] = Counter()
     excluded: Counter[str] = Counter()
     exported = 0
-    for question, texts, said in history:
+    for question, stored, said in history:
+        masked = options.get("pii") == "mask"
+        texts = [MASKED.get(text, text) if masked else text for text in stored]
         for judge, verdict in said.items():
             said_so = {
                 (texts[better], texts[worse])
@@ -155,9 +165,11 @@ def expected(
                 excluded["equal_texts"] += 1
             elif not (kept := [row for row in found if foreign.isdisjoint(row[1:3])]):
                 excluded["language"] += 1
+            elif not (clean := [row for row in kept if personal.isdisjoint(row[1:3])]):
+                excluded["pii"] += 1
             else:
                 exported += 1
-                pairs.update(kept)
+                pairs.update(clean)
     return pairs, excluded, exported
 
 
