@@ -22,6 +22,7 @@ class Exclusion(StrEnum):
     PAUSED_ANNOTATOR = "paused_annotator"
     SKIPPED = "skipped"
     HELDOUT_LEAK = "heldout_leak"
+    EVALUATION_LEAK = "evaluation_leak"
     TOO_LONG = "too_long"
     LANGUAGE = "language"
     PII = "pii"

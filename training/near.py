@@ -22,18 +22,22 @@ ALIKE = 0.8
 _WORD = re.compile(r"\w+")
 
 
-def groups(prompts: Iterable[tuple[str, str]]) -> dict[str, str]:
+def groups(
+    prompts: Iterable[tuple[str, str]], others: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
     """Return the group's key for each prompt that has near-duplicates; ``prompts`` are (id, text).
 
-    Nearness is handed on: of three in a row, the first and the last are in one group.
+    Nearness is handed on: of three in a row, the first and the last are in one group. ``others``
+    are grouped with them, but the key is never theirs where a prompt is in the group.
     """
-    ids: list[str] = []
-    found: list[Signature] = []
-    for one, text in prompts:
-        ids.append(one)
-        found.append(signature(text))
-    if not ids:
+    signatures_of = {one: signature(text) for one, text in prompts}
+    own = len(signatures_of)
+    for one, text in others:
+        if one not in signatures_of:
+            signatures_of[one] = signature(text)
+    if not signatures_of:
         return {}
+    ids, found = list(signatures_of), list(signatures_of.values())
     signatures = np.stack(found)
     parent = list(range(len(ids)))
 
@@ -55,10 +59,15 @@ def groups(prompts: Iterable[tuple[str, str]]) -> dict[str, str]:
                 this = int(order[place])
                 if (signatures[this] == signatures[other]).mean() >= ALIKE:
                     parent[root(this)] = root(other)
-    members: dict[int, list[str]] = {}
-    for place, one in enumerate(ids):
-        members.setdefault(root(place), []).append(one)
-    return {one: min(some) for some in members.values() if len(some) > 1 for one in some}
+    members: dict[int, list[int]] = {}
+    for place in range(len(ids)):
+        members.setdefault(root(place), []).append(place)
+    keys: dict[str, str] = {}
+    for some in members.values():
+        if len(some) > 1:
+            key = min(ids[place] for place in some if place < own or some[0] >= own)
+            keys |= {ids[place]: key for place in some}
+    return keys
 
 
 def signature(text: str) -> Signature:

@@ -86,8 +86,8 @@ class Options:
     feedback: bool = False
     # Keep near-duplicate prompts on one side of the held-out split.
     near: bool = False
-    # Leave out of the training part what an earlier snapshot held out, or what is marked as a
-    # prompt to evaluate on.
+    # Leave out of the training part what an earlier snapshot held out, and what versions are
+    # evaluated on; with ``near`` also what is nearly the same as either.
     leaks: bool = True
 
     @classmethod

@@ -11,7 +11,6 @@ Memory is flat: rows come from a server-side cursor and leave in row groups of b
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import shutil
@@ -26,9 +25,9 @@ from django.db import transaction
 from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
-from feedback.models import Campaign, Prompt
+from feedback.models import Campaign
 from inference.artifacts import file_digest
-from training import leases, lineage, near, pii, storage
+from training import leaks, leases, lineage, near, pii, storage
 from training.cleaning import Cleaning
 from training.ledger import Exclusion, Ledger
 from training.lengths import Repeats
@@ -42,7 +41,6 @@ from training.sources import Group, Scope, competences
 FORMAT = "laurel-rows-3"
 PARTS = ("train", "heldout")
 DRAFT = ".draft-"
-EVALUATION_TAG = "evaluation"
 NOTHING = {
     Kind.PREFERENCE: "no pair",
     Kind.UNPAIRED: "no answer that is called good or bad",
@@ -184,26 +182,6 @@ def heldout_prompts(snapshot: Snapshot) -> list[str]:
     return sorted(found)
 
 
-def leaks(snapshot: Snapshot) -> set[str]:
-    """Return the digests of prompts that this snapshot must not be trained on.
-
-    They are what earlier snapshots of the project held out, as far as their files are there and
-    sound, and the prompts with the tag “evaluation”.
-    """
-    found = set(
-        Prompt.objects.filter(
-            project=snapshot.project_id, tags__contains=[EVALUATION_TAG]
-        ).values_list("digest", flat=True)
-    )
-    earlier = Snapshot.objects.filter(
-        project=snapshot.project_id, state=Snapshot.State.READY, pk__lt=snapshot.pk
-    )
-    for one in earlier:
-        with contextlib.suppress(OSError, storage.Damaged):
-            found.update(heldout_prompts(one))
-    return found
-
-
 def heldout_references(snapshot: Snapshot) -> dict[str, str]:
     """Return, for each held-out prompt, the text of the first answer that was chosen there."""
     found: dict[str, str] = {}
@@ -227,16 +205,22 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     try:
         with transaction.atomic():
             ledger.enter(Exclusion.SKIPPED, scope.skipped())
-            alike = near.groups(scope.prompts()) if options.near else {}
-            leaked = leaks(snapshot) if options.leaks else set()
-            leaked |= {alike[one] for one in leaked if one in alike}
+            leaked = leaks.leaked(snapshot) if options.leaks else {}
+            alike: dict[str, str] = {}
+            near_duplicates = 0
+            if options.near:
+                alike = near.groups(scope.prompts(), leaks.texts(snapshot) if leaked else ())
+                for one, why in list(leaked.items()):
+                    leaked.setdefault(alike.get(one, one), why)
             for stored in scope.groups():
                 group = masking.read(stored)
                 composed = composer.compose(group.said, group.decided)
                 key = alike.get(group.prompt_id, group.prompt_id)
+                near_duplicates += group.prompt_id in alike
                 heldout = is_heldout(key, snapshot.heldout_fraction)
-                if not heldout and (group.prompt_id in leaked or key in leaked):
-                    composed.withhold(Exclusion.HELDOUT_LEAK)
+                leak = leaked.get(group.prompt_id) or leaked.get(key)
+                if leak and not heldout:
+                    composed.withhold(leak)
                 if options.max_characters:
                     composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
                 cleaning.withhold(group, composed)
@@ -275,7 +259,7 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         "rows": {name: part.rows for name, part in parts.items()},
         "prompts": {name: part.prompts for name, part in parts.items()},
         "heldout_fraction": snapshot.heldout_fraction,
-        "near_duplicates": len(alike),
+        "near_duplicates": near_duplicates,
         "lengths": {name: part.lengths.as_dict() for name, part in parts.items()},
         "repeats": repeats.as_dict(),
         "agreement": composer.flips.as_dict(),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Pause, Prompt, text_digest
+from inference.models import Completion, Version
 from tests.training.test_snapshots import judge_all, rows, strict
 from training.models import Snapshot
 from training.near import groups
@@ -27,6 +28,17 @@ def test_near_duplicates_are_grouped_in_any_order() -> None:
     assert found == {"a0": "a0", "a1": "a0", "a2": "a0"}
     assert groups(random.Random(3).sample(prompts, len(prompts))) == found
     assert groups([]) == {}
+    # What is compared with, but not taken in, never gives the key.
+    outside = [
+        ("0", variant(2)),
+        ("1", "Salt?"),
+        ("2", variant(0, "air")),
+        ("3", variant(1, "air")),
+    ]
+    found = groups(prompts, outside)
+    assert found == dict.fromkeys(("a0", "a1", "a2", "0"), "a0") | {
+        "e": "e", "1": "e", "2": "2", "3": "2",
+    }  # fmt: skip
 
 
 def take(project: Project, campaign: Campaign, heldout: float, **options: bool) -> Snapshot:
@@ -65,9 +77,60 @@ def test_what_was_held_out_is_never_trained_on(
     marked = Prompt.objects.exclude(digest__in=held).order_by("id")[0]
     Prompt.objects.filter(pk=marked.pk).update(tags=["evaluation"])
     second = take(project, campaign, 0)
-    assert second.manifest["ledger"]["excluded"] == {"heldout_leak": len(held) + 1}
+    assert second.manifest["ledger"]["excluded"] == {
+        "evaluation_leak": 1,
+        "heldout_leak": len(held),
+    }
     assert not {row["prompt_id"] for row in rows(second)} & (held | {marked.digest})
     assert take(project, campaign, 0, leaks=False).manifest["ledger"]["excluded"] == {}
+
+
+def test_twins_of_prompts_outside_the_snapshot_are_not_learnt_from(
+    make_campaign: Callable[..., Campaign],
+    project: Project,
+    annotator: User,
+    second_annotator: User,
+) -> None:
+    """One near what an earlier snapshot held out, one near a prompt that is marked to evaluate."""
+    for person, extra in ((annotator, 0), (second_annotator, 1)):
+        campaign = make_campaign(name=f"Round {extra}", items=8, judgements_per_item=1)
+        for number, prompt in enumerate(
+            Prompt.objects.filter(items__campaign=campaign).order_by("id")
+        ):
+            content = variant(extra, topic=f"topic{number}x")
+            messages = [{"role": "user", "content": content}]
+            Prompt.objects.filter(pk=prompt.pk).update(
+                messages=messages, digest=text_digest(messages)
+            )
+        judge_all(campaign, person, strict)
+        if extra == 0:
+            first = take(project, campaign, 0.5)
+            held = set(heldout_prompts(first))
+            assert 0 < len(held) < 7
+            marked = Prompt.objects.exclude(digest__in=held).order_by("id")[0]
+            Prompt.objects.filter(pk=marked.pk).update(tags=["evaluation"])
+    second = take(project, campaign, 0, near=True)
+    assert second.manifest["ledger"]["excluded"] == {
+        "evaluation_leak": 1,
+        "heldout_leak": len(held),
+    }
+    assert second.manifest["near_duplicates"] == len(held) + 1
+    assert take(project, campaign, 0).manifest["ledger"]["excluded"] == {}
+
+
+def test_what_versions_were_compared_on_is_not_learnt_from(
+    make_campaign: Callable[..., Campaign], project: Project, annotator: User, base_version: Version
+) -> None:
+    campaign = make_campaign(items=5, judgements_per_item=1)
+    judge_all(campaign, annotator, strict)
+    asked = Prompt.objects.order_by("id")[0]
+    Completion.objects.create(
+        project=project, version=base_version, requested_model="base", messages=asked.messages,
+        text="Yes.", source=Completion.Source.EVALUATION,
+    )  # fmt: skip
+    found = take(project, campaign, 0)
+    assert found.manifest["ledger"]["excluded"] == {"evaluation_leak": 1}
+    assert asked.digest not in {row["prompt_id"] for row in rows(found)}
 
 
 def test_a_paused_annotator_teaches_nothing(
