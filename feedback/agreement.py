@@ -13,7 +13,10 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Z_95 = 1.959963984540054
 # Modified z-scores beyond this are outliers (Iglewicz and Hoaglin 1993).
@@ -39,12 +42,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one annotator said of one unit of an item: 1, 0 or -1."""
+    """What one annotator said of one unit of an item: 1, 0 or -1 (on a scale, between these)."""
 
     item: int
     unit: Hashable
     annotator: str
-    value: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,17 +105,31 @@ def alpha(
     counts every unit both ways round, so that the choice cannot move the result; thumbs have a
     true direction and are not mirrored.
     """
-    import krippendorff
     import numpy as np
 
     rows: dict[Hashable, int] = {}
-    cells = [(rows.setdefault(one.unit, len(rows)), one.value + 1) for one in found]
+    cells = [(rows.setdefault(one.unit, len(rows)), int(one.value) + 1) for one in found]
     counts = np.zeros((len(rows), 3))
     for row, column in cells:
         counts[row, column] += 1
-    counts = counts[counts.sum(axis=1) >= 2]
     if mirrored:
         counts = np.vstack([counts, counts[:, ::-1]])
+    return alpha_of_counts(counts, values=(-1, 0, 1), level=level)
+
+
+def alpha_of_counts(
+    counts: np.ndarray[Any, Any],
+    *,
+    values: Sequence[int],
+    level: Literal["nominal", "ordinal"],
+) -> float | None:
+    """Return Krippendorff's alpha; ``counts`` is units x values, in the order of the values.
+
+    None where no unit has two votes, or where all votes are the same.
+    """
+    import krippendorff
+
+    counts = counts[counts.sum(axis=1) >= 2]
     used = counts.sum(axis=0) > 0
     if used.sum() < 2:
         # Nothing to pair, or everybody said the same everywhere: chance cannot be told from
@@ -121,13 +138,13 @@ def alpha(
     return float(
         krippendorff.alpha(
             value_counts=counts[:, used],
-            value_domain=[value for value, seen in zip((-1, 0, 1), used, strict=True) if seen],
+            value_domain=[value for value, seen in zip(values, used, strict=True) if seen],
             level_of_measurement=level,
         )
     )
 
 
-def likeness(one: int, other: int) -> float:
+def likeness(one: float, other: float) -> float:
     """Return 1 for the same verdict, 0 for opposite ones, a half where one of them is a tie."""
     return 1.0 - abs(one - other) / 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from django.core.cache import cache
@@ -12,8 +12,9 @@ from django.db import connection
 from django.db.models import Count, Max, Q
 from django.db.models.functions import MD5
 
-from feedback import adjudication, agreement, gold, pauses
+from feedback import adjudication, agreement, extras, gold, pauses, scales
 from feedback.agreement import Judged, Share, Verdict, share, wilson
+from feedback.extras import Scale
 from feedback.models import (
     Campaign,
     Decision,
@@ -25,6 +26,7 @@ from feedback.models import (
     Response,
     text_digest,
 )
+from feedback.scales import Rated, ScaleAgreement
 
 __all__ = [
     "Share",
@@ -146,6 +148,7 @@ class Report:
     rows: list[QualityRow]
     pairs: list[PairRow]
     disputed: list[Disputed]
+    scales: list[ScaleAgreement] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ class State:
 def report(campaign: Campaign) -> Report:
     """Return the campaign's quality, computed anew only when a judgement or a decision comes."""
     state = state_of(Judgement.objects.filter(campaign=campaign))
-    key = state.key("report", campaign.pk, _rulings(campaign))
+    key = state.key("report-with-scales", campaign.pk, _rulings(campaign))
     return kept(key, lambda: _report(campaign, state))
 
 
@@ -233,7 +236,18 @@ def judged_row(
     return Judged(item, username, tuple(shown), ranking=groups, thumb=thumb, seconds=seconds)
 
 
+def _rated(campaign: Campaign, asked: Sequence[Scale]) -> list[Rated]:
+    """Return the levels of the newest standing judgements; one query, none without scales."""
+    if not asked:
+        return []
+    rows = Judgement.objects.standing().filter(campaign=campaign).exclude(ratings={})
+    most = MOST_VERDICTS // (len(asked) * campaign.responses_per_item)
+    found = rows.order_by("-id").values_list("item_id", "annotator__username", "ratings")
+    return [Rated(*row) for row in reversed(found[:most])]
+
+
 def _report(campaign: Campaign, state: State) -> Report:
+    asked = extras.stored(campaign.extras).ratings
     found = examine(
         _judged(campaign, pairs=MOST_VERDICTS),
         judgements=state.standing,
@@ -241,6 +255,8 @@ def _report(campaign: Campaign, state: State) -> Report:
         known=gold.known_truths(campaign),
         decided=adjudication.decided_truths(campaign),
         forgiven=pauses.forgiven(campaign),
+        rated=_rated(campaign, asked),
+        asked=asked,
     )
     items = Item.objects.select_related("prompt").in_bulk([one.item for one in found.disputed])
     named = [
@@ -259,10 +275,13 @@ def examine(
     known: Mapping[Hashable, int] | None = None,
     decided: Mapping[Hashable, int] | None = None,
     forgiven: Collection[tuple[str, int]] = (),
+    rated: Sequence[Rated] = (),
+    asked: Sequence[Scale] = (),
 ) -> Report:
     """Return the report on judgements in the order they came; no database.
 
-    ``known``, ``decided`` and ``forgiven`` are as in ``trust.assess``.
+    ``known``, ``decided`` and ``forgiven`` are as in ``trust.assess``. Where nothing is compared,
+    people agree or not by what they ``rated`` on the scales ``asked``.
     """
     from feedback import trust
 
@@ -271,8 +290,10 @@ def examine(
     assessed = trust.assess(judged, known=known, decided=decided, forgiven=forgiven)
     standings = {one.annotator: one for one in assessed}
     on_gold = agreement.agreement_with_truth(verdicts, known or {})
-    between = agreement.agreement_between(verdicts)
-    rest = agreement.agreement_with_rest(verdicts)
+    # Levels tell how far people agree, but not who is right: the trust test goes without them.
+    graded = verdicts or scales.as_verdicts(rated, {scale.key: scale.levels for scale in asked})
+    between = agreement.agreement_between(graded)
+    rest = agreement.agreement_with_rest(graded)
     leans, kept = agreement.left_lean(judged), agreement.kept_order(judged)
     medians = agreement.median_seconds(judged)
     pace = agreement.speed_outliers(medians)
@@ -296,8 +317,8 @@ def examine(
                 rest=rest.get(name),
                 consistency=(consistency or {}).get(name),
                 gold=on_gold.get(name),
-                competence=standing.right if name in rest else None,
-                weight=standing.weight if name in rest else None,
+                competence=standing.right if name in rest and verdicts else None,
+                weight=standing.weight if name in rest and verdicts else None,
                 trust=standing.state,
                 flags=tuple(flags),
             )
@@ -315,9 +336,13 @@ def examine(
         ],
         disputed=[
             Disputed(item=item, agreement=value)
-            for item, value in agreement.agreement_by_item(verdicts).items()
+            for item, value in agreement.agreement_by_item(graded).items()
             if value < 1
         ][:MOST_NAMED],
+        scales=[
+            scales.on_scale(rated, key=scale.key, label=scale.label, levels=scale.levels)
+            for scale in asked
+        ],
     )
 
 

@@ -147,7 +147,7 @@ def majority(found: Iterable[Verdict]) -> dict[Hashable, int]:
     """Return the sign of each unit's summed verdicts; 0 where votes are even."""
     votes: dict[Hashable, int] = defaultdict(int)
     for one in found:
-        votes[one.unit] += one.value
+        votes[one.unit] += int(one.value)
     return {unit: (total > 0) - (total < 0) for unit, total in votes.items()}
 
 

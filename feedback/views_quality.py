@@ -53,6 +53,7 @@ def campaign_quality(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     context = {
         "campaign": campaign,
         "report": report,
+        "compared": campaign.kind in (Campaign.Kind.PAIRWISE, Campaign.Kind.RANKING),
         "even_share": 1 / campaign.responses_per_item,
         "any_repeats": any(row.consistency for row in report.rows),
         "any_gold": any(row.gold for row in report.rows),
@@ -171,6 +172,12 @@ class QualityOutput(serializers.Serializer[Any]):
         agreement = serializers.FloatField()
         prompt = serializers.CharField()
 
+    class ScaleOutput(serializers.Serializer[Any]):
+        key = serializers.CharField()
+        label = serializers.CharField()  # type: ignore[assignment]
+        alpha = serializers.FloatField(allow_null=True, help_text="Krippendorff’s, ordinal.")
+        responses = serializers.IntegerField(help_text="Rated by two people or more.")
+
     judgements = serializers.IntegerField()
     used = serializers.IntegerField(help_text="How many of them, the newest, were read.")
     alpha_nominal = serializers.FloatField(allow_null=True)
@@ -179,6 +186,7 @@ class QualityOutput(serializers.Serializer[Any]):
     rows = RowOutput(many=True)
     pairs = PairOutput(many=True)
     disputed = DisputedOutput(many=True)
+    scales = ScaleOutput(many=True)
 
 
 class LeaderboardOutput(serializers.Serializer[Any]):
