@@ -267,7 +267,7 @@ def _write_response(
             "temperature": source["temperature"],
             "top_p": source["top_p"],
             "max_tokens": source["max_tokens"],
-            "seed": _seed(campaign.seed, item.prompt.digest, position, attempt),
+            "seed": client.seed_of(campaign.seed, item.prompt.digest, position, attempt),
         }
         generated = client.chat(
             http,
@@ -285,11 +285,6 @@ def _write_response(
         if completion.text.strip() and completion.text not in others:
             break
     return completion
-
-
-def _seed(*parts: Any) -> int:
-    """Return a seed below 2**31 that depends on every part and on nothing else."""
-    return int(text_digest([str(part) for part in parts])[:8], 16) & 0x7FFFFFFF
 
 
 @transaction.atomic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,12 @@ from django.conf import settings
 
 from accounts.errors import ProductError, Unavailable
 from inference.models import Completion, Version
+
+
+def seed_of(*parts: object) -> int:
+    """Return a sampling seed below 2**31 that depends on every part and on nothing else."""
+    written = json.dumps([str(part) for part in parts], ensure_ascii=False, separators=(",", ":"))
+    return int(hashlib.sha256(written.encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from django.db import transaction
 
 from accounts.errors import ProductError, Unavailable
 from accounts.models import User
-from feedback.models import Prompt, text_digest
+from feedback.models import Prompt
 from feedback.services import GENERATION_THREADS
 from inference import client
 from inference.models import Completion, Version
@@ -278,7 +278,7 @@ def _answer(
     http: httpx.Client, evaluation: Evaluation, prompt: Prompt, sample: int, side: str
 ) -> Completion:
     version = evaluation.challenger if side == "challenger" else evaluation.champion
-    seed = int(text_digest([evaluation.seed, prompt.digest, sample])[:8], 16) & 0x7FFFFFFF
+    seed = client.seed_of(evaluation.seed, prompt.digest, sample)
     sampling = {**evaluation.sampling, "seed": seed}
     generated = client.chat(
         http,
