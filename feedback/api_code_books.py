@@ -151,6 +151,25 @@ class CalibrationView(_SessionView):
         )
 
 
+class SessionMembersView(_SessionView):
+    class Members(serializers.Serializer[Any]):
+        members = serializers.ListField(
+            child=serializers.CharField(), min_length=1, help_text="Usernames."
+        )
+
+    @extend_schema(request=Members, responses=Members)
+    def post(self, request: Request, pk: int) -> Response:
+        """Give members who came later the session's items, too; say who had not got them."""
+        data = self.Members(data=request.data)
+        data.is_valid(raise_exception=True)
+        names = set(data.validated_data["members"])
+        people = list(User.objects.filter(username__in=names))
+        if len(people) != len(names):
+            raise serializers.ValidationError("members: one of them is not a member.")
+        new = calibration.add_members(session=self.session(pk), members=people, by=self.user)
+        return Response({"members": [member.username for member in new]})
+
+
 class NotesView(_SessionView):
     class Input(serializers.Serializer[Any]):
         text = serializers.CharField(max_length=5000)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from accounts.errors import Conflict, ProductError
 from accounts.models import Membership, User
@@ -48,29 +49,11 @@ def start(
     if Item.objects.filter(repeat_of__in=items, role=ItemRole.CALIBRATION).exists():
         raise Conflict("One of these items was in a session before. Choose others.")
     session = CalibrationSession.objects.create(campaign=campaign, name=name.strip()[:120], by=by)
-    dealer = random.Random(f"{campaign.seed}:calibration:{session.pk}")
+    dealer = _dealer(session)
     for item in items:
         copy = copy_item(item, role=ItemRole.CALIBRATION, calibration=session)
-        places = orders(
-            item_id=copy.pk,
-            seed=campaign.seed,
-            responses=copy.responses.count(),
-            slots=len(members),
-        )
-        Slot.objects.bulk_create(
-            Slot(
-                campaign=campaign,
-                item=copy,
-                role=ItemRole.CALIBRATION,
-                reserved_for=member,
-                index=index,
-                shuffle=dealer.randrange(2**31),
-                order=order,
-            )
-            for index, (member, order) in enumerate(
-                zip(dealer.sample(list(members), len(members)), places, strict=True)
-            )
-        )
+        people = dealer.sample(list(members), len(members))
+        _deal(copy, campaign=campaign, people=people, first=0, dealer=dealer)
     audit(
         project=campaign.project,
         by=by,
@@ -81,6 +64,73 @@ def start(
     )
     session.refresh_from_db()
     return session
+
+
+def _dealer(session: CalibrationSession, *more: object) -> random.Random:
+    return random.Random(
+        ":".join(map(str, (session.campaign.seed, "calibration", session.pk, *more)))
+    )
+
+
+def _deal(
+    item: Item, *, campaign: Campaign, people: Sequence[User], first: int, dealer: random.Random
+) -> None:
+    """Give each of the people a slot of the item, the first of them the slot number ``first``."""
+    places = orders(
+        item_id=item.pk,
+        seed=campaign.seed,
+        responses=item.responses.count(),
+        slots=first + len(people),
+    )
+    Slot.objects.bulk_create(
+        Slot(
+            campaign=campaign,
+            item=item,
+            role=ItemRole.CALIBRATION,
+            reserved_for=member,
+            index=first + number,
+            shuffle=dealer.randrange(2**31),
+            order=places[first + number],
+        )
+        for number, member in enumerate(people)
+    )
+
+
+@transaction.atomic
+def add_members(*, session: CalibrationSession, members: Sequence[User], by: User) -> list[User]:
+    """Give whoever came later the session's items, too; return those who had not got them yet.
+
+    Sides stay balanced: the newcomers take the places that follow.
+    """
+    campaign = session.campaign
+    CalibrationSession.objects.select_for_update().get(pk=session.pk)
+    known = Membership.objects.filter(project=campaign.project_id, user__in=members).count()
+    if not members or known != len(members):
+        raise ProductError("Name members of the project.")
+    slots = Slot.objects.filter(item__calibration=session)
+    asked = set(slots.values_list("reserved_for", flat=True))
+    new = [member for member in members if member.pk not in asked]
+    if not new:
+        raise Conflict("Everybody named is in this session already.")
+    dealer = _dealer(session, len(asked))
+    for item in session.items.order_by("id"):
+        people = dealer.sample(new, len(new))
+        _deal(item, campaign=campaign, people=people, first=len(asked), dealer=dealer)
+    audit(
+        project=campaign.project,
+        by=by,
+        action="calibration.join",
+        target=f"{session.name} of {campaign.name}",
+        members=[member.username for member in new],
+    )
+    return new
+
+
+def not_asked(session: CalibrationSession) -> QuerySet[User]:
+    """Return the project's members who have none of the session's items, by name."""
+    asked = Slot.objects.filter(item__calibration=session).values("reserved_for")
+    members = User.objects.filter(memberships__project=session.campaign.project_id)
+    return members.exclude(pk__in=asked).order_by("username")
 
 
 @dataclass(frozen=True, kw_only=True)

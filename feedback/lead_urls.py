@@ -45,6 +45,11 @@ urlpatterns = [
         views_code_books.calibration,
         name="calibration",
     ),
+    path(
+        "campaigns/<int:pk>/calibrations/<int:session>/join",
+        views_code_books.calibration_join,
+        name="calibration_join",
+    ),
     path("campaigns/<int:pk>/checks", views_checks.campaign_checks, name="campaign_checks"),
     path("campaigns/<int:pk>/order", views_order.campaign_order, name="campaign_order"),
     path("campaigns/<int:pk>/pause", views_checks.annotator_pause, name="annotator_pause"),

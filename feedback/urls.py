@@ -34,6 +34,7 @@ urlpatterns = [
     path("api/campaigns/<int:pk>/calibrations", api_code_books.CalibrationsView.as_view()),
     path("api/calibrations/<int:pk>/", api_code_books.CalibrationView.as_view()),
     path("api/calibrations/<int:pk>/notes", api_code_books.NotesView.as_view()),
+    path("api/calibrations/<int:pk>/members", api_code_books.SessionMembersView.as_view()),
     path("api/code-books/<int:pk>/confirm", api_code_books.ConfirmView.as_view()),
     path("api/pauses/<int:pk>/lift", api_checks.LiftView.as_view()),
     path("api/items/<int:pk>/priority", api_checks.PriorityView.as_view()),

@@ -10,11 +10,12 @@ from django.contrib.auth.decorators import login_required
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
 
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
-from accounts.pages import refused
+from accounts.pages import refused, sentence
 from feedback import calibration as sessions
 from feedback import code_books
 from feedback.models import Campaign, ItemRole
@@ -136,12 +137,14 @@ def calibrations(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def calibration(request: HttpRequest, slug: str, pk: int, session: int) -> HttpResponse:
     """Show how far people agree in a session, and its notes; a post adds one."""
     membership, campaign = _campaign(request, slug, pk)
-    found = get_object_or_404(campaign.calibrations.select_related("by"), pk=session)
+    rows = campaign.calibrations.select_related("by", "campaign__project")
+    found = get_object_or_404(rows, pk=session)
     context = {
         "campaign": campaign,
         "session": found,
         "result": sessions.result(found),
         "notes": found.notes.select_related("by"),
+        "not_asked": sessions.not_asked(found),
     }
     template = "feedback/calibration.html"
     if request.method != "POST":
@@ -156,4 +159,22 @@ def calibration(request: HttpRequest, slug: str, pk: int, session: int) -> HttpR
         )
     except ProductError as error:
         return refused(request, template, context, error)
+    return redirect("calibration", slug, pk, session)
+
+
+@login_required
+@require_POST
+def calibration_join(request: HttpRequest, slug: str, pk: int, session: int) -> HttpResponse:
+    """Give members who came later the session's items, too."""
+    membership, campaign = _campaign(request, slug, pk)
+    rows = campaign.calibrations.select_related("campaign__project")
+    found = get_object_or_404(rows, pk=session)
+    people = User.objects.filter(username__in=request.POST.getlist("members"))
+    try:
+        new = sessions.add_members(session=found, members=list(people), by=membership.user)
+    except ProductError as error:
+        messages.error(request, sentence(error))
+    else:
+        names = ", ".join(member.username for member in new)
+        messages.success(request, f"{names} will judge the items of “{found.name}” first.")
     return redirect("calibration", slug, pk, session)

@@ -132,3 +132,46 @@ def test_a_lead_starts_a_session_on_its_page(
     form = {"name": "Second", "items": 2, "members": [annotator.pk, lead.pk]}
     made = login(lead).post(page, form, follow=True)
     assert "0 of 4 judgements" in made.content.decode()
+
+
+def test_who_joins_later_gets_the_session_too(
+    make_campaign: Callable[..., Campaign],
+    login: Login,
+    api: Connect,
+    annotator: User,
+    second_annotator: User,
+    stranger: User,
+    owner: User,
+    lead: User,
+) -> None:
+    campaign = make_campaign(items=3, responses=2, kind="pairwise")
+    session = calibration.start(
+        campaign=campaign,
+        name="Running",
+        items=list(campaign.items.all()[:2]),
+        members=[annotator, lead],
+        by=lead,
+    )
+    page = reverse("calibration", args=["support", campaign.pk, session.pk])
+    join = reverse("calibration_join", args=["support", campaign.pk, session.pk])
+    assert login(annotator).post(join, {"members": ["ben"]}).status_code == 403
+    assert "ben" in login(lead).get(page).content.decode()
+    said = login(lead).post(join, {"members": ["ben"]}, follow=True).content.decode()
+    assert "ben will judge the items" in said
+    task = claim(campaign=campaign, annotator=second_annotator)
+    assert task is not None
+    assert task.slot.role == ItemRole.CALIBRATION
+    with pytest.raises(Conflict):
+        calibration.add_members(session=session, members=[second_annotator], by=lead)
+    address = f"/api/calibrations/{session.pk}/members"
+    refused = api(lead).post(address, {"members": ["sven"]}, format="json")
+    assert (refused.status_code, "members of the project" in refused.json()["message"]) == (
+        400,
+        True,
+    )
+    both = {"members": ["olga", "ben"]}
+    assert api(lead).post(address, both, format="json").json() == {"members": ["olga"]}
+    for item in session.items.all():
+        orders = list(item.slots.order_by("index").values_list("order", flat=True))
+        assert len(orders) == 4
+        assert orders[2:] == [orders[3][::-1], orders[2][::-1]], "both sides equally often"
