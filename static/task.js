@@ -214,10 +214,9 @@
         card.querySelector(".place").setAttribute("aria-pressed", String(Boolean(rank)));
         card.querySelector(".rank").textContent = rank ? ORDINALS[rank - 1] : "";
       }
-      const letters = this.groups.map((group) => group.map((card) => card.dataset.letter).join(" = ")).join(" > ");
-      if (letters) {
+      if (this.groups.length) {
         const rest = this.missing.length ? (this.tie ? " = …" : " > …") : "";
-        this.order.textContent = letters + rest;
+        this.order.replaceChildren(...this.letters(), rest);
       } else {
         this.order.innerHTML = '<span class="muted">Best first: press a number or choose an answer</span>';
       }
@@ -226,17 +225,47 @@
       this.backButton.disabled = !this.groups.length;
     }
 
+    // The order in letters that can be dragged, with what stands between them.
+    letters() {
+      return this.groups.flatMap((group, rank) =>
+        group.flatMap((card, place) => {
+          const letter = document.createElement("span");
+          letter.className = "order-letter";
+          letter.dataset.letter = card.dataset.letter;
+          letter.textContent = card.dataset.letter;
+          const before = place ? " = " : rank ? " > " : "";
+          return before ? [before, letter] : [letter];
+        }),
+      );
+    }
+
+    named(letter) {
+      return this.cards.find((card) => card.dataset.letter === letter);
+    }
+
+    // Put a card before or after the place of another, or into it; without another it comes first.
+    move(card, how, other) {
+      const groups = this.groups.map((group) => group.filter((each) => each !== card)).filter((group) => group.length);
+      const at = groups.findIndex((group) => group.includes(other));
+      if (how === "tie") groups[at].push(card);
+      else groups.splice(how === "after" ? at + 1 : Math.max(at, 0), 0, [card]);
+      this.groups = groups;
+      this.tie = false;
+      const left = this.missing.length;
+      this.changed(`${card.dataset.letter} ${ORDINALS[this.rankOf(card) - 1]}${how === "tie" ? ", a tie" : ""}. ${left ? `${left} left.` : ""}`);
+    }
+
     key(key) {
       const card = this.cards[Number(key) - 1];
       if (card) this.place(card);
       else if (key === "t") this.toggleTie();
       else if (key === "Backspace") this.back();
-      else if (key === "ArrowLeft" || key === "ArrowRight") this.move(key === "ArrowRight" ? 1 : -1);
+      else if (key === "ArrowLeft" || key === "ArrowRight") this.go(key === "ArrowRight" ? 1 : -1);
       else return false;
       return true;
     }
 
-    move(step) {
+    go(step) {
       const now = this.cards.findIndex((card) => card.contains(document.activeElement));
       const next = now < 0 ? (step > 0 ? 0 : this.cards.length - 1) : (now + step + this.cards.length) % this.cards.length;
       this.cards[next].querySelector(".place").focus();
@@ -260,6 +289,73 @@
       return `Place ${names} first.`;
     }
   }
+
+  // Drag a letter along the order, or with the mouse an answer's head into it: on a letter is a tie,
+  // beside one a place of its own. A finger on an answer scrolls, so it taps there and drags letters.
+  const drag = {
+    begin(event) {
+      if (!(task?.kind instanceof Ranking) || busy || event.button || !event.isPrimary) return;
+      const letter = event.target.closest(".order-letter");
+      const head = event.pointerType === "touch" ? null : event.target.closest(".place");
+      if (!letter && !head) return;
+      const card = letter ? task.kind.named(letter.dataset.letter) : head.closest(".response");
+      this.hold = { card, grip: letter || head, pointer: event.pointerId, x: event.clientX, y: event.clientY };
+    },
+
+    move(event) {
+      const { hold } = this;
+      if (event.pointerId !== hold?.pointer) return;
+      if (!hold.moving && Math.hypot(event.clientX - hold.x, event.clientY - hold.y) < 6) return;
+      if (!hold.moving) {
+        hold.moving = true;
+        hold.grip.setPointerCapture(hold.pointer);
+        document.body.classList.add("is-dragging");
+        hold.grip.classList.add("is-moving");
+      }
+      this.mark(this.spot(event.clientX, event.clientY));
+    },
+
+    // Where a drop would put it: {how, letter}, no letter while the order is empty, or null.
+    spot(x, y) {
+      const bar = task.form.querySelector(".task-bar").getBoundingClientRect();
+      if (y < bar.top || y > bar.bottom) return null;
+      const letters = [...task.kind.order.querySelectorAll(".order-letter:not(.is-moving)")].filter(
+        (letter) => letter.dataset.letter !== this.hold.card.dataset.letter,
+      );
+      if (!letters.length) return { how: "before", letter: null };
+      const away = (box) => Math.hypot(Math.max(box.left - x, 0, x - box.right), 4 * Math.max(box.top - y, 0, y - box.bottom));
+      const boxes = letters.map((letter) => ({ letter, box: letter.getBoundingClientRect() }));
+      const { letter, box } = boxes.reduce((best, each) => (away(each.box) < away(best.box) ? each : best));
+      const group = task.kind.groups.find((each) => each.includes(task.kind.named(letter.dataset.letter)));
+      const others = group.filter((card) => card !== this.hold.card).map((card) => card.dataset.letter);
+      const part = (x - box.left) / box.width;
+      if (part < 0.25 && others[0] === letter.dataset.letter) return { how: "before", letter };
+      if (part > 0.75 && others.at(-1) === letter.dataset.letter) return { how: "after", letter };
+      return { how: "tie", letter };
+    },
+
+    mark(spot) {
+      for (const letter of document.querySelectorAll("[data-drop]")) delete letter.dataset.drop;
+      if (spot?.letter) spot.letter.dataset.drop = spot.how;
+    },
+
+    end(event) {
+      const { hold } = this;
+      if (event.pointerId !== hold?.pointer) return;
+      const spot = hold.moving && event.type === "pointerup" && !busy && task ? this.spot(event.clientX, event.clientY) : null;
+      this.cancel();
+      // The click that ends a drag is none.
+      if (hold.moving) this.endedAt = event.timeStamp;
+      if (spot) task.kind.move(hold.card, spot.how, spot.letter && task.kind.named(spot.letter.dataset.letter));
+    },
+
+    cancel() {
+      this.mark(null);
+      this.hold?.grip.classList.remove("is-moving");
+      document.body.classList.remove("is-dragging");
+      this.hold = null;
+    },
+  };
 
   // ---- pairwise
 
@@ -574,6 +670,7 @@
 
   document.addEventListener("keydown", (event) => {
     const active = document.activeElement;
+    if (event.key === "Escape" && drag.hold) return drag.cancel();
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       if (!document.querySelector("dialog:popover-open")) {
         event.preventDefault();
@@ -605,7 +702,12 @@
     if (used) event.preventDefault();
   });
 
+  document.addEventListener("pointerdown", (event) => drag.begin(event));
+  document.addEventListener("pointermove", (event) => drag.move(event));
+  document.addEventListener("pointerup", (event) => drag.end(event));
+  document.addEventListener("pointercancel", (event) => drag.end(event));
   document.addEventListener("click", (event) => {
+    if (event.timeStamp - drag.endedAt < 50) return;
     if (task && !busy && task.form.contains(event.target)) task.kind.click(event.target);
   });
   document.addEventListener("input", (event) => {

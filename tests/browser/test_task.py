@@ -96,6 +96,70 @@ def test_it_ranks_by_mouse(on_task: Callable[..., Page], campaign: Campaign) -> 
     assert places(Judgement.objects.get()) == [[3], [2], [4], [1]]
 
 
+def test_it_ranks_by_dragging(on_task: Callable[..., Page], campaign: Campaign) -> None:
+    page = on_task(campaign)
+    order = page.locator("#order")
+
+    def drop(letter: str, on: str, part: float, *, head: bool = False) -> None:
+        """Drag a letter, or an answer's head, onto this part of another letter's width."""
+        grip = f".response[data-letter={letter}] .place" if head else letter_of(letter)
+        held, aim = (page.locator(each).bounding_box() for each in (grip, letter_of(on)))
+        assert held
+        assert aim
+        page.mouse.move(held["x"] + held["width"] / 2, held["y"] + held["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(aim["x"] + part * aim["width"], aim["y"] + aim["height"] / 2, steps=5)
+        page.mouse.up()
+
+    press(page, "1", "2", "3")
+    expect(order).to_have_text("A > B > C > …")
+    drop("C", "A", 0.1)
+    expect(order).to_have_text("C > A > B > …")
+    drop("D", "B", 0.9, head=True)
+    expect(order).to_have_text("C > A > B > D")
+    drop("D", "C", 0.5)
+    expect(order).to_have_text("C = D > A > B")
+    drop("C", "B", 0.9)
+    expect(order).to_have_text("D > A > B > C")
+    page.mouse.move(*middle(page, "A"))
+    page.mouse.down()
+    page.mouse.move(640, 200, steps=3)
+    page.mouse.up()
+    expect(order).to_have_text("D > A > B > C")
+    press(page, "Control+Enter")
+    expect(page.locator("#task-progress")).to_have_text("1 of 3 today")
+    assert places(Judgement.objects.get()) == [[4], [1], [2], [3]]
+
+
+def letter_of(letter: str) -> str:
+    return f".order-letter[data-letter={letter}]"
+
+
+def middle(page: Page, letter: str) -> tuple[float, float]:
+    box = page.locator(letter_of(letter)).bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_it_ranks_by_dragging_with_a_finger(
+    on_task: Callable[..., Page], campaign: Campaign
+) -> None:
+    page = on_task(campaign, viewport={"width": 360, "height": 740}, has_touch=True)
+    for number in (0, 1, 2, 3):
+        page.locator(".place").nth(number).tap()
+    expect(page.locator("#order")).to_have_text("A > B > C > D")
+    x, y = middle(page, "D")
+    to, row = middle(page, "A")
+    touch = page.context.new_cdp_session(page)
+    places_of_finger = [(x, y), (x - 10, y), ((x + to) / 2, row), (to, row)]
+    for number, (left, top) in enumerate(places_of_finger):
+        kind = "touchMove" if number else "touchStart"
+        points = [{"x": left, "y": top}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    expect(page.locator("#order")).to_have_text("A = D > B > C")
+
+
 def test_it_compares_two_by_keyboard(
     on_task: Callable[..., Page], make_campaign: Callable[..., Campaign]
 ) -> None:
