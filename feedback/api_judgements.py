@@ -36,6 +36,9 @@ class WholeJudgementOutput(serializers.Serializer[judgements.Whole]):
     judgement = JudgementSerializer()
     messages = serializers.JSONField(source="judgement.item.prompt.messages")
     role = serializers.ChoiceField(source="judgement.item.role", choices=ItemRole.choices)
+    arm = serializers.CharField(
+        source="judgement.slot.arm", help_text="How the informative order handed it out."
+    )
     responses = ShownOutput(source="shown", many=True, help_text="In the order shown.")
     says = serializers.CharField(help_text="As people read it: “B > A = C”.")
     known = serializers.CharField(help_text="The known answer to a gold item, in these letters.")
@@ -55,7 +58,7 @@ class JudgementView(ProjectAPIView):
     def get(self, request: Request, pk: uuid.UUID) -> Response:
         """Fetch one judgement by its client id, with its prompt, responses and correction."""
         rows = Judgement.objects.select_related(
-            "annotator", "campaign", "item__prompt", "retracted_by"
+            "annotator", "campaign", "item__prompt", "slot", "retracted_by"
         )
         judgement = get_object_or_404(rows, client_id=pk)
         self.membership(judgement.campaign.project_id)

@@ -188,6 +188,8 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "WebhookEvent": "accounts.models.Event",
         "CampaignKind": "feedback.models.Campaign.Kind",
+        "CampaignState": "feedback.models.Campaign.State",
+        "ImportState": "feedback.models.FileImport.State",
         "Wanted": "feedback.extras.Wanted",
         "SnapshotKind": "training.options.Kind",
         "MoveKind": "inference.models.AliasMove.Kind",

@@ -17,7 +17,7 @@ from accounts.models import User
 from feedback import gold
 from feedback.assignment import Answer, claim, skip, submit, undo
 from feedback.changes import Change, changes, words
-from feedback.models import Campaign, Judgement, SkipReason
+from feedback.models import Campaign, Judgement, SkipReason, Slot
 from feedback.probes import plant_gold
 
 Login = Callable[[User], Client]
@@ -131,6 +131,7 @@ def test_it_shows_one_judgement_whole(
     judged: Campaign, lead: User, annotator: User, stranger: User, login: Login, api: Connect
 ) -> None:
     golden = Judgement.objects.get(slot__role="gold")
+    Slot.objects.exclude(role="gold").update(arm="control")
     corrected = Judgement.objects.exclude(correction="").get()
     retracted = Judgement.objects.get(retracted_at__isnull=False)
     pages = {
@@ -148,6 +149,7 @@ def test_it_shows_one_judgement_whole(
     assert "&lt;b&gt;Rude.&lt;/b&gt;" in html[corrected]
     assert "<ins>of mine</ins>" in html[corrected]
     assert "Too long" in html[corrected]
+    assert "a normal task, handed out by lot" in html[corrected]
     assert "undone by its annotator" in html[retracted]
     assert "/retract/" not in html[corrected], "only admins retract"
 
