@@ -195,6 +195,12 @@ class AssignView(LeadView):
         dealing.assign(item=item, annotators=[found[name] for name in names], by=self.user)
         return Response(status=204)
 
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, pk: int) -> Response:
+        """Give what named people have not taken up to anybody."""
+        dealing.release(item=self.item(pk), by=self.user)
+        return Response(status=204)
+
 
 class PausesView(LeadView):
     class Input(serializers.Serializer[Any]):

@@ -107,6 +107,16 @@ def assign(*, item: Item, annotators: Sequence[User], by: User) -> None:
     _audit(item, by, "item.assign", annotators=[user.username for user in annotators])
 
 
+@transaction.atomic
+def release(*, item: Item, by: User) -> None:
+    """Let anybody have the slots of an item that named people have not taken up yet."""
+    if item.role != ItemRole.NORMAL:
+        raise Conflict("Only normal items are assigned.")
+    open_slots = Slot.objects.filter(item=item, state=Slot.State.OPEN)
+    if open_slots.exclude(reserved_for=None).update(reserved_for=None):
+        _audit(item, by, "item.release")
+
+
 def _audit(item: Item, by: User, action: str, **details: object) -> None:
     target = f"item {item.pk} of {item.campaign.name}"
     audit(project=item.campaign.project, by=by, action=action, target=target, **details)

@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pytest
 from django.db import connection
+from django.test import Client
+from django.urls import reverse
 from rest_framework.test import APIClient
 
 from accounts.errors import Conflict
 from accounts.models import User
 from feedback import dealing
 from feedback.assignment import _CLAIM_BY_LOT, _CLAIM_OPEN, claim, skip
-from feedback.models import Campaign, SkipReason
+from feedback.models import Campaign, Item, SkipReason, Slot
 
 Connect = Callable[..., APIClient]
 
@@ -78,3 +80,46 @@ def test_a_claim_walks_one_index(
         plan = "\n".join(row[0] for row in cursor.fetchall())
     assert f"using {index} on feedback_slot candidate" in plan, plan
     assert "Sort Key: candidate.priority" not in plan, plan
+
+
+def test_a_lead_chooses_items_on_the_page(
+    make_campaign: Callable[..., Campaign],
+    login: Callable[[User], Client],
+    api: Connect,
+    annotator: User,
+    second_annotator: User,
+    lead: User,
+    stranger: User,
+) -> None:
+    campaign = make_campaign(items=3, judgements_per_item=2)
+    first, second, third = campaign.items.order_by("pk")
+    page = reverse("campaign_items", args=["support", campaign.pk])
+    assert [login(who).get(page).status_code for who in (stranger, annotator)] == [404, 403]
+    browser = login(lead)
+
+    def post(act: str, *items: Item, **fields: object) -> str:
+        form = {"act": act, "item": [item.pk for item in items]} | fields
+        return browser.post(page, form, follow=True).text
+
+    assert "No item is like that" in browser.get(page, {"show": "first"}).text
+    assert "Choose at least one item" in post("priority", priority=5)
+    assert "whole number" in post("priority", first, priority="soon")
+    assert "2 items now of priority 5" in post("priority", second, third, priority=5)
+    assert browser.get(page, {"show": "first"}).text.count('name="item"') == 2
+    refusal = post("assign", first, second, annotator=["anna"])
+    assert f"Item {first.pk}: 2 judgements of this item are free" in refusal
+    assert f'value="{second.pk}" aria-label="Choose item {second.pk}" checked' in refusal
+    # One of them cannot be: none of them is.
+    Slot.objects.filter(item=third, index=0).update(state="filled", holder=second_annotator)
+    post("assign", second, third, annotator=["anna", "ben"])
+    assert not Slot.objects.exclude(reserved_for=None).exists()
+    assert "1 item now for anna, ben." in post("assign", second, annotator=["anna", "ben"])
+    task = claim(campaign=campaign, annotator=annotator)
+    assert task is not None
+    assert task.slot.item_id == second.pk
+    assert "anna, at it" in browser.get(page, {"show": "named"}).text
+    assert "for anybody" in post("release", second)
+    still = Slot.objects.exclude(reserved_for=None).get()
+    assert still.holder == annotator, "what is in hand stays theirs"
+    assert api(lead).delete(f"/api/items/{second.pk}/assign").status_code == 204
+    assert api(annotator).delete(f"/api/items/{second.pk}/assign").status_code == 403

@@ -63,7 +63,7 @@ NAVIGATION = [
         {"campaign", "campaign_new", "campaign_state", "prompts"}
         | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
         | {"code_book", "calibrations", "calibration", "campaign_dashboard"}
-        | {"project_leaderboard", "campaign_order"},
+        | {"project_leaderboard", "campaign_order", "campaign_items"},
     ),
     (
         "Data",
