@@ -19,7 +19,7 @@ from django.core.cache import cache
 from accounts.errors import ProductError
 from inference.models import BaseModel, Version
 from training import machines, storage, symptoms
-from training.engine.arguments import ArgumentError, Arguments, parse_arguments
+from training.engine.arguments import ArgumentError, Arguments, parse_arguments, refuse_shards
 from training.engine.errors import RunError
 from training.engine.estimate import (
     HEADROOM,
@@ -150,7 +150,7 @@ def check_run(
     except ArgumentError as error:
         raise ProductError(str(error)) from error
     machine = machines.planned_machine()
-    hardware = machine.as_hardware()
+    hardware = dataclasses.replace(machine.as_hardware(), shards=_shards())
     base = start_version.base
     try:
         case = _Case(
@@ -165,7 +165,7 @@ def check_run(
     except (OSError, ValueError, KeyError, StopIteration, RunError) as error:
         log.warning("no_preflight", snapshot=snapshot.pk, base=base.name, error=repr(error))
         return None
-    problems = _problems(found, hardware)
+    problems = _problems(parsed, found, hardware)
     return Preflight(
         estimate=found,
         hardware=hardware,
@@ -176,6 +176,14 @@ def check_run(
         proposal=_nearest(case, parsed) if problems else None,
         measured_runs=machine.throughputs.filter(base=base, method=method).count(),
     )
+
+
+def _sharded() -> bool:
+    return settings.RUN_LAUNCHER == "accelerate" and settings.RUN_SHARDING == "fsdp"
+
+
+def _shards() -> int:
+    return max(1, settings.RUN_PROCESSES) if _sharded() else 1
 
 
 def snapshot_tokens(
@@ -196,8 +204,10 @@ def _cost(found: Estimate) -> float | None:
     return round(found.seconds / 3600 * price, 4) if price else None
 
 
-def _problems(found: Estimate, hardware: Hardware) -> list[str]:
+def _problems(arguments: Arguments, found: Estimate, hardware: Hardware) -> list[str]:
     problems = []
+    if _sharded() and (refusal := refuse_shards(arguments)):
+        problems.append(refusal)
     room = hardware.memory_mb * HEADROOM
     if found.trees == 0:
         problems.append(
@@ -244,13 +254,15 @@ def _nearest(case: _Case, arguments: Arguments) -> Proposal | None:
         except ArgumentError:
             continue
         found = case.estimate(changed)
-        if not _problems(found, case.hardware):
+        if not _problems(changed, found, case.hardware):
             return Proposal(changes=changes, sentence=sentence, estimate=found)
     return None
 
 
 def _alternatives(case: _Case, arguments: Arguments) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield changes in the order of what they cost; each keeps those before it."""
+    if _sharded() and refuse_shards(arguments):
+        yield {"tuning": "lora", "engine": "auto"}, "The base whole in numbers, sharded instead."
     found = case.estimate(arguments)
     changes: dict[str, Any] = {}
     budget = found.pack_tokens // 2

@@ -362,8 +362,9 @@ def _ending(directory: Path) -> str:
 def launch_command(directory: Path) -> list[str]:
     """Return the command that trains in a directory, by RUN_LAUNCHER: here, or over processes.
 
-    For `accelerate` the number of processes and hosts, DDP or FSDP and the like stand in the file
-    that ACCELERATE_CONFIG_FILE names (`accelerate config` writes one).
+    For `accelerate` hosts, ports and the like stand in the file that ACCELERATE_CONFIG_FILE names
+    (`accelerate config` writes one); RUN_PROCESSES and RUN_SHARDING stand over it. How to launch
+    over two hosts is written down in training.engine.team.
     """
     here = ["-m", "training.engine", str(directory)]
     if settings.RUN_LAUNCHER == "local":
@@ -375,6 +376,8 @@ def launch_command(directory: Path) -> list[str]:
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     if file := os.environ.get("ACCELERATE_CONFIG_FILE"):
         launch += ["--config_file", file]
+    if settings.RUN_PROCESSES:
+        launch += ["--num_processes", str(settings.RUN_PROCESSES)]
     return [*launch, *here]
 
 
@@ -387,6 +390,7 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "LAUREL_VAR": str(settings.VAR_DIR),
+        "RUN_SHARDING": settings.RUN_SHARDING,
     }
 
 

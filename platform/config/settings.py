@@ -283,6 +283,10 @@ PROMOTION_GATE = "training.gate.check_promotion"
 PRICE_PER_HOUR = env_float("PRICE_PER_HOUR", 0.0)
 PRICE_CURRENCY = os.environ.get("PRICE_CURRENCY", "EUR")
 RUN_LAUNCHER = os.environ.get("RUN_LAUNCHER", "local")
+# With accelerate: how many processes (0: as its own file says), and what each holds of the base:
+# ddp all of it, fsdp a share.
+RUN_PROCESSES = env_int("RUN_PROCESSES", 0)
+RUN_SHARDING = os.environ.get("RUN_SHARDING", "ddp")
 
 # Logs: one JSON line an event, no secret in it
 LOG_LEVEL = os.environ.get("LOG_LEVEL", "INFO")

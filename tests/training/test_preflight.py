@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,21 @@ def test_it_proposes_the_nearest_that_fits(check: Check, small_machine: Machine)
     assert taken.fits
     Machine.objects.update(memory_mb=10)
     assert check().proposal is None
+
+
+def test_shards_need_less_memory_and_a_base_in_whole_numbers(check: Check, settings: Any) -> None:
+    alone = check(tuning="full").estimate.memory_mb
+    settings.RUN_LAUNCHER, settings.RUN_SHARDING, settings.RUN_PROCESSES = "accelerate", "fsdp", 4
+    found = check(tuning="full")
+    assert found.hardware.shards == 4
+    assert found.estimate.memory_mb["optimizer"] == pytest.approx(alone["optimizer"] / 4, abs=0.1)
+    assert found.fits
+    refused = check(tuning="qlora4")
+    assert "takes no shards" in refused.problems[0]
+    assert refused.proposal is not None
+    assert refused.proposal.changes["tuning"] == "lora"
+    assert "--num_processes 4 -m training.engine" in " ".join(runs.launch_command(Path("run")))
+    assert runs.child_environment()["RUN_SHARDING"] == "fsdp"
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_is_queued(

@@ -184,6 +184,15 @@ class Arguments:
             )
 
 
+def refuse_shards(arguments: Arguments) -> str:
+    """Say why a run cannot be sharded over processes; "" where it can."""
+    if arguments.tuning.startswith("qlora"):
+        return "A base in 4 or 8 bits takes no shards: set tuning to lora, or RUN_SHARDING to ddp."
+    if arguments.engine == "trl":
+        return "TRL's trainers take no shards: set engine to auto, or RUN_SHARDING to ddp."
+    return ""
+
+
 def _refuse_trl(arguments: Arguments, what: str) -> None:
     if arguments.engine == "trl":
         raise ArgumentError(f"{what}: set engine to tree, or to auto.")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference.artifacts import file_digest
 from training.engine.rundir import write_json
+from training.engine.sharding import share_like, whole
 
 KEPT = 2
 TENSORS = "state.safetensors"
@@ -41,21 +42,25 @@ def save_checkpoint(
     progress: Progress,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write checkpoints/step-N whole or not at all, and drop all but the last two."""
+    """Write checkpoints/step-N whole or not at all, and drop all but the last two.
+
+    Shares are gathered, so of several processes all have to call, and the first one to `write`.
+    """
+    tensors = _gathered(parameters, optimizer, keep=write)
+    if not write:
+        return
     draft, target = folder / f".step-{progress.step}", folder / f"step-{progress.step}"
     if target.exists():
         return
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    tensors = {f"parameter/{name}": value.detach() for name, value in parameters.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, draft / TENSORS)
+    save_file(tensors, draft / TENSORS)
     _flush(draft / TENSORS)
     digest = file_digest(draft / TENSORS)
     write_json(draft / "progress.json", {**asdict(progress), "digest": digest})
@@ -63,6 +68,21 @@ def save_checkpoint(
     _flush(folder)
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _gathered(
+    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *, keep: bool
+) -> dict[str, Tensor]:
+    """Return parameters and optimizer state on the CPU; one whole tensor exists at a time."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        values = {f"optimizer/{key}/{name}": value for key, value in state.items()}
+        for label, value in (values | {f"parameter/{name}": parameter.detach()}).items():
+            gathered = whole(value)
+            if keep:
+                found[label] = gathered.cpu().contiguous()
+    return found
 
 
 def load_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor]] | None:
@@ -85,13 +105,13 @@ def restore(
     """Put a checkpoint's tensors back in place, the random state included."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
+            parameter.copy_(share_like(tensors[f"parameter/{name}"], parameter))
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, what, name = key.split("/", 2)
             parameter = parameters[name]
-            place = value if what == "step" else value.to(parameter.device)
-            optimizer.state[parameter][what] = place
+            share = value if what == "step" else share_like(value, parameter)
+            optimizer.state[parameter][what] = share
     torch.set_rng_state(tensors["random/cpu"])
     if "random/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random/cuda"])

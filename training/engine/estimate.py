@@ -235,6 +235,7 @@ class Hardware:
     disk_mb: float
     gflops: float
     bf16: bool = False  # whether "auto" is expected to take it
+    shards: int = 1  # processes that hold the base between them (FSDP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +300,7 @@ def estimate(
     epochs = min(float(arguments.epochs), epochs)
     learnt = tokens.scaled(tokens.tokens * epochs)
     pack = pack_tokens(arguments, tokens, hardware.device)
-    memory = _memory(shape, arguments, pack, precision, trainable, hardware.device, head=head)
+    memory = _memory(shape, arguments, pack, precision, trainable, hardware, head=head)
     disk = _disk(shape, tokens, trainable, reference=reference, head=head)
     training, passes, overhead = _seconds(
         shape, arguments, tokens, hardware, measured, learnt, precision, reference=reference
@@ -357,22 +358,27 @@ def _memory(
     pack: int,
     precision: str,
     trainable: int,
-    device: str,
+    hardware: Hardware,
     *,
     head: str,
 ) -> dict[str, float]:
-    number = BYTES[precision]
+    number, shards = BYTES[precision], hardware.shards
     weights = _weights(shape, arguments, number)
+    if shards > 1:
+        # Gathered at a time: the layer that is computed, the next one, and what is no layer.
+        gathered = shape.parameters - shape.frozen + 2 * shape.frozen / shape.depth
+        weights = weights / shards + gathered * number
     # A base is loaded in fp32 and rounded afterwards, layer by layer, so that it can be checked.
     loading = 0.0
-    if number < 4 and str(arguments.tuning) not in QUANTISED:
+    if number < 4 and str(arguments.tuning) not in QUANTISED and shards == 1:
         loading = shape.parameters * (4.0 - number)
     activations = pack * _activations(shape, arguments, number, pack)
     rows = 0 if head == "score" else min(pack, LOGIT_ROWS)
     logits = rows * shape.vocabulary * 4.0 * LOGIT_COPIES
-    state = trainable * 4.0
+    # Of a sharded base's own weights a process trains its share; an adapter it holds whole.
+    state = trainable * 4.0 / (shards if is_full(arguments) else 1)
     return {
-        "runtime": RUNTIME_MB[device],
+        "runtime": RUNTIME_MB[hardware.device],
         "weights": weights / MB,
         "adapter": 0.0 if is_full(arguments) else state / MB,
         "gradients": state / MB,

@@ -34,8 +34,10 @@ def evaluate(
     independent.
     """
     parts = []
-    for group in team.share(group_trees(trees, budget)):
+    for group, counts in team.deal(group_trees(trees, budget)):
         scores = score(build_pack(group, device))
+        if not counts:
+            continue
         rewards = method.rewards(scores, arguments)
         parts.append(_by_tree(group, rewards))
     per_prompt = [one for part in team.gather(parts) for one in part]

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,18 @@ def load_tokenizer(base: Path) -> Any:
 
 
 def load_base(
-    base: Path, *, head: str, tuning: str, dtype: torch.dtype, device: torch.device
+    base: Path,
+    *,
+    head: str,
+    tuning: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_host: bool = False,
 ) -> Any:
-    """Load a base for language modelling or with a score head; safetensors only."""
+    """Load a base for language modelling or with a score head; safetensors only.
+
+    `on_host` leaves it in the host's memory, made for the device all the same.
+    """
     kind = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": 1} if head == "score" else {}
     if tuning == "qlora4":
@@ -102,7 +111,7 @@ def load_base(
     disable_dropout(model)
     if head == "score":
         model.config.pad_token_id = model.config.pad_token_id or 0
-    return model if "quantization_config" in options else model.to(device)
+    return model if on_host or "quantization_config" in options else model.to(device)
 
 
 def _with_attention(
@@ -193,12 +202,17 @@ def make_all_trainable(model: Any) -> Any:
     return whole.requires_grad_(True)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a whole model and its tokenizer as safetensors; whole or not at all."""
+def save_model(
+    model: Any, tokenizer: Any, folder: Path, *, weights: Mapping[str, Any] | None = None
+) -> None:
+    """Write a whole model and its tokenizer as safetensors; whole or not at all.
+
+    `weights` stand in for the model's own where these are shards.
+    """
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     # In one file, so that the digest is over one file.
-    model.save_pretrained(draft, max_shard_size="1TB")
+    model.save_pretrained(draft, max_shard_size="1TB", state_dict=weights)
     tokenizer.save_pretrained(draft)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(draft, folder)

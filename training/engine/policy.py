@@ -20,15 +20,24 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 TOLERANCE_8BIT = 3e-2
 
 
+Entrance = Callable[[Callable[[], Tensor]], Tensor]
+
+
 class Policy:
     """Score packs with a model: by the tree, or one response at a time where `plain`."""
 
-    def __init__(self, model: Any, *, head: str, plain: bool = False) -> None:
-        """model is a transformers model, bare or inside a PeftModel; head is lm or score."""
+    def __init__(
+        self, model: Any, *, head: str, plain: bool = False, enter: Entrance | None = None
+    ) -> None:
+        """model is a transformers model, bare or inside a PeftModel; head is lm or score.
+
+        `enter` calls what it is given while a sharded model's weights are at hand.
+        """
         self.model = model
         self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
         self.head = head
         self.plain = plain
+        self.enter: Entrance = enter or (lambda work: work())
 
     @property
     def device(self) -> torch.device:
@@ -37,16 +46,18 @@ class Policy:
 
     def token_logps(self, pack: Pack) -> Tensor:
         """Return the log-prob of each response token, fp32 [N]."""
-        if self.plain:
-            return self._plain(pack)
+        return self.enter(lambda: self._plain(pack) if self.plain else self._token_logps(pack))
+
+    def _token_logps(self, pack: Pack) -> Tensor:
         hidden = hidden_states(self.inner.base_model, pack)
         head = self.inner.get_output_embeddings()
         return token_log_probs(hidden[pack.predictors], head, pack.targets)
 
     def values(self, pack: Pack) -> Tensor:
         """Return the score head's value of each response, fp32 [R]."""
-        if self.plain:
-            return self._plain(pack)
+        return self.enter(lambda: self._plain(pack) if self.plain else self._values(pack))
+
+    def _values(self, pack: Pack) -> Tensor:
         hidden = hidden_states(self.inner.base_model, pack)
         return self._score(hidden[pack.ends])
 
@@ -110,7 +121,7 @@ class Policy:
         pack = build_pack(trees, self.device)
         score = self.values if self.head == "score" else self.token_logps
         tree = score(pack)
-        plain = self._plain(pack)
+        plain = self.enter(lambda: self._plain(pack))
         largest = plain.abs().max().clamp(min=1e-6)
         return float((tree - plain).abs().max() / largest)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from training.engine.errors import NOT_PROVED, RunError
 from training.engine.models import DTYPES, keep_score_in_fp32, load_base, pick_device
+from training.engine.policy import Policy
 from training.engine.rundir import Run, write_json
+from training.engine.team import Team
 from training.engine.threads import Threads
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
@@ -31,14 +33,24 @@ def probe(model: Any, ids: Tensor, head: str) -> Tensor:
     return (logits if head == "score" else logits[0, -ROWS:]).float().cpu()
 
 
-def write_probe(run: Run, model: Any, tokens: list[int], *, head: str, precision: str) -> None:
-    """Store what the trained model says of a real text, for `prove` to reproduce."""
-    ids = torch.tensor(tokens[:PROBE_TOKENS])
-    save_file(
-        {"input_ids": ids, "logits": probe(model, ids, head).contiguous()},
-        run.probe,
-        metadata={"head": head, "precision": precision, "tuning": run.arguments.tuning},
-    )
+@torch.no_grad()
+def write_probe(run: Run, policy: Policy, tokens: list[int], *, precision: str, team: Team) -> None:
+    """Store what the trained model says of a real text, for `prove` to reproduce.
+
+    Of a sharded model all processes have to ask, and the first one writes.
+    """
+    model, ids = policy.model.eval(), torch.tensor(tokens[:PROBE_TOKENS])
+    logits = policy.enter(lambda: probe(model, ids, policy.head))
+    if not team.first:
+        return
+    settings = {
+        "head": policy.head,
+        "precision": precision,
+        "tuning": run.arguments.tuning,
+        # What was too large for one device is reloaded in the host's memory.
+        "device": "cpu" if team.sharded else policy.device.type,
+    }
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe, metadata=settings)
 
 
 def prove(run: Run) -> dict[str, Any]:
@@ -65,7 +77,8 @@ def _prove(run: Run) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run.probe} cannot be read: train the run first.") from error
     head, precision, tuning = settings["head"], settings["precision"], settings["tuning"]
-    device, threads = pick_device(), Threads()
+    device = torch.device("cpu") if settings.get("device") == "cpu" else pick_device()
+    threads = Threads()
 
     def reload(dtype: torch.dtype, tuning: str) -> Any:
         # A fresh score head is random: if the adapter does not carry it, this shows.

@@ -75,6 +75,7 @@ def make_report(
         "peak_memory_mb": peak,
         "throughput": {
             "processes": session.team.size,
+            "sharding": "fsdp" if session.team.sharded else "ddp",
             "tokens": progress.tokens,
             "training_seconds": round(progress.seconds, 3),
             "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 2),

@@ -12,8 +12,9 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from inference.artifacts import adapter_digest, model_digest
-from training.engine.arguments import Arguments
+from training.engine.arguments import Arguments, refuse_shards
 from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
 from training.engine.data import RowCounts, Tree, read_trees, split_tree
 from training.engine.errors import CRASHED, Cancelled, Paused, RunError, is_out_of_memory
@@ -48,6 +49,7 @@ from training.engine.prove import read_proof, write_probe
 from training.engine.reference import ReferenceStore, store_group
 from training.engine.report import Clock, make_report, memory_mb
 from training.engine.rundir import Run, var_folder, write_json
+from training.engine.sharding import alike, gradient_norm, shard, whole_weights
 from training.engine.stopping import Stop
 from training.engine.team import Team
 from training.engine.threads import Threads
@@ -128,13 +130,13 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
         clock.enter("reference")
         fill_references(session)
     if run.full:
-        session.policy.model = make_all_trainable(session.policy.model)
+        free_all_weights(session)
     general = None
     if session.method.head == "lm":
         general = read_general(tokenizer)
     parameters = trainable(session.policy.model)
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        [{"params": part} for part in alike(parameters.values())],
         lr=run.arguments.learning_rate,
         weight_decay=run.arguments.weight_decay,
     )
@@ -152,23 +154,24 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
         clock.enter("evaluating")
         after = evaluate_now(session) | _general(session, general) | _divergence(session)
         events.write("evaluation", before=session.progress.before, after=after)
-    if not team.first:
-        team.leave()
-        return
-    team.leave()
     clock.enter("saving")
+    weights = whole_weights(session.policy.model) if run.full and team.sharded else None
+    longest = max(session.train, key=lambda tree: tree.tokens)
+    if team.first or team.sharded:
+        write_probe(
+            run,
+            session.policy,
+            [*longest.prompt, *longest.responses[0]],
+            precision=session.progress.precision,
+            team=team,
+        )
+    team.leave()
+    if not team.first:
+        return
     if run.full:
-        save_model(session.policy.model, tokenizer, run.model)
+        save_model(session.policy.model, tokenizer, run.model, weights=weights)
     else:
         save_adapter(session.policy.model, tokenizer, run.adapter, base=run.base)
-    longest = max(session.train, key=lambda tree: tree.tokens)
-    write_probe(
-        run,
-        session.policy.model.eval(),
-        [*longest.prompt, *longest.responses[0]],
-        head=session.method.head,
-        precision=session.progress.precision,
-    )
     report = make_report(session, parameters, counts, after)
     del session, parameters, optimizer
     gc.collect()
@@ -216,43 +219,40 @@ def load(
     heldout: list[Tree],
 ) -> Session:
     """Load the base, check the tree on it, choose the number format, add the adapter."""
-    arguments, method, device = run.arguments, METHODS[run.method], pick_device()
+    arguments, method = run.arguments, METHODS[run.method]
     events = clock.events
     threads = Threads()
-    progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[device.type])
+    if team.sharded and (refusal := refuse_shards(arguments)):
+        raise RunError(refusal)
+    progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[pick_device().type])
     resumed = load_checkpoint(run.checkpoints)
     precision = resumed[0].precision if resumed else arguments.precision
     wanted = None if precision == "auto" else DTYPES[precision]
-    torch.manual_seed(run.seed)  # a score head starts at random
     quantised = arguments.tuning.startswith("qlora")
-    base = load_base(
-        run.base.path,
-        head=method.head,
-        tuning=arguments.tuning,
-        dtype=(wanted or torch.float32) if quantised else torch.float32,
-        device=device,
-    )
-    base.eval()
+    load = partial(load_policy, run, team)
+    # The tree is checked in fp32, except where another format would mean to load anew.
+    policy = load(wanted or torch.float32 if quantised or team.sharded else torch.float32)
     stop.check()
     threads.adapt()
     clock.enter("checking")
-    policy = Policy(base, head=method.head)
     shortest = sorted(trees, key=lambda tree: tree.tokens)[:2]
     with_trl = choose_engine(policy, arguments, shortest, events)
-    if wanted is None:
-        whole = quantised or run.full
-        wanted = torch.float32 if whole else choose_precision(policy, shortest, events)
-        # Processes may measure differently; the first one's word counts.
-        if team.any(team.first and wanted == torch.bfloat16) != (wanted == torch.bfloat16):
-            wanted = torch.float32 if wanted == torch.bfloat16 else torch.bfloat16
+    if team.sharded and policy.plain:
+        raise RunError(
+            f"{type(policy.inner).__name__} cannot take the tree's mask, and shards need the "
+            "tree: set RUN_SHARDING to ddp."
+        )
+    if wanted is None and (quantised or run.full):
+        wanted = torch.float32
+    elif wanted is None:
+        policy = choose_precision(policy, shortest, events, team, load)
+        wanted = policy.inner.dtype
+    elif not quantised:
+        policy = in_format(policy, wanted, team, load)
     progress.plain = policy.plain
     progress.precision = "bf16" if wanted == torch.bfloat16 else "fp32"
-    if not quantised:
-        cast_weights(base, wanted)
-    if arguments.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    model = add_adapter(base, arguments, head=method.head, seed=run.seed, parent=run.parent)
-    policy = Policy(model, head=method.head, plain=policy.plain)
+    model = add_adapter(policy.inner, arguments, head=method.head, seed=run.seed, parent=run.parent)
+    policy = Policy(model, head=method.head, plain=policy.plain, enter=policy.enter)
     store = ReferenceStore(
         var_folder() / "reference",
         base=run.base.digest,
@@ -290,6 +290,63 @@ def load(
     return session
 
 
+def load_policy(run: Run, team: Team, dtype: torch.dtype, *, folded: bool = False) -> Policy:
+    """Load the base, sharded where the team shards; `folded` with the parent in its weights.
+
+    Shards are cut from a whole copy in the host's memory, one for each process.
+    """
+    device, method = pick_device(), METHODS[run.method]
+    torch.manual_seed(run.seed)  # a score head starts at random
+    base = load_base(
+        run.base.path,
+        head=method.head,
+        tuning=run.arguments.tuning,
+        dtype=dtype,
+        device=device,
+        on_host=team.sharded,
+    )
+    base.eval()
+    if run.arguments.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    if folded:
+        adapted = add_adapter(
+            base, run.arguments, head=method.head, seed=run.seed, parent=run.parent
+        )
+        base = make_all_trainable(adapted)
+    enter = shard(base, device, team.size) if team.sharded else None
+    return Policy(base, head=method.head, enter=enter)
+
+
+def in_format(
+    policy: Policy, dtype: torch.dtype, team: Team, load: Callable[[torch.dtype], Policy]
+) -> Policy:
+    """Return the policy in a number format; where rounding in place cannot do, it is loaded anew.
+
+    Shards keep their format, and what was rounded has lost its digits.
+    """
+    if policy.inner.dtype == dtype:
+        return policy
+    if dtype == torch.bfloat16 and not team.sharded:
+        cast_weights(policy.inner, dtype)
+        return policy
+    anew = load(dtype)
+    anew.plain = policy.plain
+    anew.inner.set_attn_implementation(policy.inner.config._attn_implementation)
+    return anew
+
+
+def free_all_weights(session: Session) -> None:
+    """Train every weight from here on, an adapter to start from folded in.
+
+    Shards cannot take an adapter in: it is folded into a whole copy, which is sharded again.
+    """
+    run, team = session.run, session.team
+    if team.sharded and run.parent is not None:
+        session.policy = load_policy(run, team, torch.float32, folded=True)
+    else:
+        session.policy.model = make_all_trainable(session.policy.model)
+
+
 def choose_engine(
     policy: Policy, arguments: Arguments, trees: Sequence[Tree], events: EventLog
 ) -> bool:
@@ -315,22 +372,34 @@ def keeps_parent(run: Run) -> bool:
 
 
 @torch.no_grad()
-def choose_precision(policy: Policy, trees: Sequence[Tree], events: EventLog) -> torch.dtype:
-    """Take bf16 where it is clearly quicker on this device and accurate on this base."""
-    gain = bf16_speedup(policy.device, policy.inner.config.get_text_config().hidden_size)
+def choose_precision(
+    policy: Policy,
+    trees: Sequence[Tree],
+    events: EventLog,
+    team: Team,
+    load: Callable[[torch.dtype], Policy],
+) -> Policy:
+    """Take bf16 where it is clearly quicker on this device and accurate on this base.
+
+    Processes may measure differently; the first one's word counts.
+    """
+    width = policy.inner.config.get_text_config().hidden_size
+    gain = team.agree(bf16_speedup(policy.device, width))
     if gain < CLEAR_GAIN:
-        return torch.float32
+        return policy
     pack = build_pack(trees, policy.device)
-    score = policy.values if policy.head == "score" else policy.token_logps
-    exact = score(pack)
-    cast_weights(policy.inner, torch.bfloat16)
-    error = float((score(pack) - exact).abs().mean())
+
+    def score(policy: Policy) -> Tensor:
+        return policy.values(pack) if policy.head == "score" else policy.token_logps(pack)
+
+    exact = score(policy)
+    rounded = in_format(policy, torch.bfloat16, team, load)
+    error = team.agree(float((score(rounded) - exact).abs().mean()))
     if error > BF16_ERROR:
-        cast_weights(policy.inner, torch.float32)
         events.note(f"Trained in fp32: bf16 is off by {error:.2f} nats per token on this base.")
-        return torch.float32
+        return in_format(policy, torch.float32, team, load)
     events.note(f"Computed in bf16: {gain:.1f}x as quick here, {error:.3f} nats off per token.")
-    return torch.bfloat16
+    return rounded
 
 
 def fill_references(session: Session) -> None:
@@ -344,15 +413,23 @@ def fill_references(session: Session) -> None:
     off = not keeps_parent(session.run)
     session.policy.model.eval()
     with without_adapter(session.policy.model, off=off):
-        groups = group_trees(missing, session.progress.token_budget)
-        for group in session.team.share(groups):
+        groups = group_trees(session.team.agree(missing), session.progress.token_budget)
+        for group, _ in session.team.deal(groups):
             session.breathe()
             store_group(session.store, session.policy, group)
         session.team.wait()
-        if not session.team.alone:  # a host with a disk of its own computes what it lacks
-            for group in groups:
-                if any(session.store.missing(tree) for tree in group):
-                    store_group(session.store, session.policy, group)
+        fill_other_disks(session, trees)
+
+
+def fill_other_disks(session: Session, trees: Sequence[Tree]) -> None:
+    """Compute what a host with a disk of its own still lacks; all processes keep step with it."""
+    store, team = session.store, session.team
+    if team.alone or not team.any(any(store.missing(tree) for tree in trees)):
+        return
+    bare = [Tree(tree.prompt, tree.responses, ()) for tree in trees]
+    for group in group_trees(bare, session.progress.token_budget):
+        if team.any(any(store.missing(tree) for tree in group)):
+            store_group(store, session.policy, group)
 
 
 def evaluate_before(session: Session) -> dict[str, float]:
@@ -459,6 +536,7 @@ def train_steps(
     """Take the steps that are left, with a checkpoint now and then."""
     run, progress, arguments = session.run, session.progress, session.arguments
     total = total_steps(len(session.train), arguments)
+    save = partial(save_checkpoint, write=session.team.first)
     saved = time.monotonic()
     session.policy.model.train()
     for step, (epoch, places) in enumerate(batches(len(session.train), arguments, run.seed)):
@@ -477,8 +555,7 @@ def train_steps(
             metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
             check_finite(step + 1, metrics)
         except (Cancelled, Paused):
-            if session.team.first:
-                save_checkpoint(run.checkpoints, progress, parameters, optimizer)
+            save(run.checkpoints, progress, parameters, optimizer)
             raise
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -498,8 +575,8 @@ def train_steps(
         every = arguments.checkpoint_every
         now = time.monotonic()
         due = progress.step % every == 0 if every else now - saved > CHECKPOINT_SECONDS
-        if session.team.first and (due or progress.step == total):
-            save_checkpoint(run.checkpoints, progress, parameters, optimizer)
+        if session.team.agree(due or progress.step == total):
+            save(run.checkpoints, progress, parameters, optimizer)
             saved = now
 
 
@@ -563,11 +640,14 @@ def parts_of_batch(
             yield part
             session.breathe()
         return
-    for group in session.team.share(group_trees(trees, budget)):
+    for group, counts in session.team.deal(group_trees(trees, budget)):
         session.breathe()
         pack = build_pack(group, session.device)
         scores = session.score(pack, baseline)
         loss = method.loss(scores, arguments)
+        if not counts:
+            yield loss * 0.0, 0, {}
+            continue
         with torch.no_grad():
             metrics = pair_metrics(scores, method.rewards(scores, arguments))
         yield loss, pack.tokens, metrics
@@ -586,7 +666,9 @@ def distance(session: Session, places: Sequence[int]) -> Tensor:
 
 def clip(parameters: dict[str, torch.nn.Parameter], limit: float) -> float:
     """Scale the gradient down to the limit (0: leave it); return its norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit or math.inf)
+    norm = gradient_norm(parameters)
+    for part in alike(parameters.values()):
+        torch.nn.utils.clip_grads_with_norm_(part, limit or math.inf, norm)
     return float(norm)
 
 
