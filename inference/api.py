@@ -27,6 +27,9 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
     is_full = serializers.BooleanField(
         read_only=True, help_text="A whole model, which the engines here do not serve."
     )
+    is_dora = serializers.BooleanField(
+        read_only=True, help_text="A DoRA, which the engines here do not serve."
+    )
     base = serializers.CharField(source="base.name")
     project = serializers.CharField(source="project.slug")
     parent = serializers.CharField(source="parent.name", default=None)  # type: ignore[assignment]
@@ -43,6 +46,7 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
             "parent",
             "method",
             "is_full",
+            "is_dora",
             "digest",
             "snapshot_digest",
             "metrics",

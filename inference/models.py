@@ -102,6 +102,11 @@ class Version(models.Model):
         return bool(self.proof.get("weights") == "full")
 
     @property
+    def is_dora(self) -> bool:
+        """Say whether it is a DoRA, which engines that serve many adapters at once do not take."""
+        return bool(self.proof.get("weights") == "dora")
+
+    @property
     def served_name(self) -> str:
         """Return the immutable name by which engines know this version."""
         return self.base.name if self.is_base else f"v-{self.digest[:16]}"

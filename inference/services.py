@@ -144,6 +144,11 @@ def check_servable(version: Version) -> None:
             "adapters on the base that they hold. Download it and serve it by itself, or train "
             "with tuning lora."
         )
+    if version.is_dora:
+        raise ProductError(
+            f"{version.name} is not servable here: it is a DoRA, and the engines serve LoRA "
+            "adapters. Download it and merge it into its base, or train with tuning lora."
+        )
 
 
 def load_on_engines(version: Version) -> None:

@@ -345,7 +345,7 @@ class RoundForm(forms.Form):
     suite = forms.BooleanField(
         label="The suite instead of these",
         required=False,
-        help_text="SFT by every way of tuning (LoRA, 4-bit, 8-bit, full weights), DPO and ORPO: "
+        help_text="SFT by every way of tuning (LoRA, DoRA, 4-bit, 8-bit, full), DPO and ORPO: "
         "time, memory, size and quality side by side.",
     )
     grid = ObjectField(

@@ -72,6 +72,14 @@ def test_it_registers_the_same_bytes_once(register: Callable[[int], Version]) ->
     assert first.served_name == f"v-{first.digest[:16]}"
 
 
+def test_a_dora_is_kept_and_not_served(register: Callable[[int], Version]) -> None:
+    version = register(1)
+    services.check_servable(version)
+    version.proof = {"passed": True, "weights": "dora"}
+    with pytest.raises(ProductError, match="it is a DoRA"):
+        services.check_servable(version)
+
+
 def test_it_heals_a_damaged_copy(register: Callable[[int], Version]) -> None:
     version = register(1)
     (version.folder / "adapter_config.json").write_text("{}")

@@ -46,7 +46,7 @@ def test_it_tries_every_combination_that_a_method_knows() -> None:
 
 def test_the_suite_tries_every_way_of_tuning() -> None:
     entries = rounds.suite()
-    assert {"lora", "qlora4", "qlora8", "full"} == {
+    assert {"lora", "dora", "qlora4", "qlora8", "full"} == {
         one.arguments["tuning"] for one in entries if one.method == "sft"
     }
     assert {"dpo", "orpo"} <= {one.method for one in entries}

@@ -123,12 +123,14 @@ class Arguments:
     max_grad_norm: float = argument(
         1.0, "A step's gradient is scaled down to this norm; 0 leaves it alone.", minimum=0.0
     )
-    tuning: Literal["lora", "qlora4", "qlora8", "full"] = argument(
+    tuning: Literal["lora", "dora", "qlora4", "qlora8", "full"] = argument(
         "lora",
-        "What is trained: a LoRA on the base as it is, a LoRA on the base held in 4-bit NF4 or in "
-        "8 bit, which needs less memory and more time, or full: every weight, which needs four "
-        "times the base's size in fp32, a learning_rate near 1e-5, and gives a whole model.",
-        source=f"{LORA_PAPER}; QLoRA, arXiv 2305.14314",
+        "What is trained: a LoRA on the base as it is; a DoRA, which learns each weight row's "
+        "length apart from its direction, is slower and is kept but not served here; a LoRA on the "
+        "base held in 4-bit NF4 or in 8 bit, which needs less memory and more time; or full: every "
+        "weight, which needs four times the base's size in fp32, a learning_rate near 1e-5, and "
+        "gives a whole model.",
+        source=f"{LORA_PAPER}; DoRA, arXiv 2402.09353; QLoRA, arXiv 2305.14314",
     )
     lora_r: int = argument(
         16, "Rank of the LoRA matrices.", source=LORA_PAPER, minimum=1, maximum=1024, basic=True
@@ -188,6 +190,8 @@ def refuse_shards(arguments: Arguments) -> str:
     """Say why a run cannot be sharded over processes; "" where it can."""
     if arguments.tuning.startswith("qlora"):
         return "A base in 4 or 8 bits takes no shards: set tuning to lora, or RUN_SHARDING to ddp."
+    if arguments.tuning == "dora":
+        return "A DoRA measures whole weights: set tuning to lora, or RUN_SHARDING to ddp."
     if arguments.engine == "trl":
         return "TRL's trainers take no shards: set engine to auto, or RUN_SHARDING to ddp."
     return ""

@@ -144,11 +144,14 @@ def too_large_rank(r: int, matrices: Sequence[Matrix]) -> list[str]:
 
 
 def trainable_parameters(shape: Shape, arguments: Arguments, *, head: str) -> int:
-    """Count what is trained: the LoRA, or every weight, and a reward model's score head."""
+    """Count what is trained: the LoRA or DoRA, or every weight, and a reward model's score head."""
     score = shape.width if head == "score" else 0
     if is_full(arguments):
         return shape.parameters + score
-    return lora_parameters(arguments.lora_r, targeted(shape, arguments.target_modules)) + score
+    layers = targeted(shape, arguments.target_modules)
+    # DoRA's magnitudes: one a row (Liu et al. 2024, arXiv 2402.09353, section 4.1).
+    rows = sum(one.d_out for one in layers) if str(arguments.tuning) == "dora" else 0
+    return lora_parameters(arguments.lora_r, layers) + rows + score
 
 
 def is_full(arguments: Arguments) -> bool:

@@ -168,6 +168,7 @@ def _fresh_adapter(model: Any, arguments: Arguments, *, head: str) -> Any:
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
+        use_dora=arguments.tuning == "dora",
         target_modules="all-linear" if names == ["all-linear"] else names,
         # Without SEQ_CLS the score head is neither trained nor saved, and nothing says so.
         task_type="SEQ_CLS" if head == "score" else "CAUSAL_LM",

@@ -72,9 +72,13 @@ def test_it_names_the_layers_where_a_rank_saves_nothing() -> None:
 
 @pytest.mark.parametrize("method", ["dpo", "reward"])
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]])
-def test_it_counts_what_peft_trains(folder: Path, method: str, targets: list[str]) -> None:
+@pytest.mark.parametrize("tuning", ["lora", "dora"])
+def test_it_counts_what_peft_trains(
+    folder: Path, method: str, targets: list[str], tuning: str
+) -> None:
     head = METHODS[method].head
-    arguments = parse_arguments(method, {"lora_r": 3, "target_modules": targets})
+    wanted = {"lora_r": 3, "target_modules": targets, "tuning": tuning}
+    arguments = parse_arguments(method, wanted)
     base = load_base(folder, head=head, tuning="lora", dtype=torch.float32, device=pick_device())
     model = add_adapter(base, arguments, head=head, seed=0, parent=None)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)

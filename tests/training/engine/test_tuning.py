@@ -48,6 +48,19 @@ def test_full_weights_are_trained_saved_and_proved(make_run: MakeRun, method: st
     assert not (directory / "adapter").exists()
 
 
+def test_a_dora_is_trained_proved_and_merged(make_run: MakeRun) -> None:
+    directory = make_run(arguments={"tuning": "dora"})
+    assert main([str(directory)]) == 0
+    config = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert config["use_dora"]
+    proof = report(directory)["proof"]
+    assert (proof["passed"], proof["weights"]) == (True, "dora")
+    assert proof["merged"]["max_difference"] <= proof["merged"]["tolerance"]
+    (first, *_, last) = losses(directory).values()
+    assert first == pytest.approx(0.6931, abs=1e-3), "it begins as its base"
+    assert last < first
+
+
 def test_full_weights_go_on_from_an_adapter(make_run: MakeRun) -> None:
     first = make_run("first")
     assert main([str(first)]) == 0
