@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feedback.models import Judgement, Response
@@ -28,8 +29,16 @@ Message = dict[str, str]
 ROWS_PER_BATCH = 500
 BLOCK_BYTES = 65_536
 # What was begun with other code is not gone on with.
-CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+CODE = hashlib.sha256(Path(__file__).read_bytes() + pa.__version__.encode()).hexdigest()
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+CONTENT_TYPES = {
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+}
+RATED_TEXTS = ("prompt", "response", "judgement_id", "prompt_id")
+# Kinds whose rows have a chosen or a rejected answer.
+ANSWERS = (Kind.PREFERENCE, Kind.UNPAIRED, Kind.SFT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class Format:
 
     @property
     def content_type(self) -> str:
-        return "text/csv; charset=utf-8" if self.extension == "csv" else "application/x-ndjson"
+        return CONTENT_TYPES[self.extension]
 
     def filename(self, snapshot_id: int, part: str) -> str:
         return f"snapshot-{snapshot_id}-{part}-{self.name}.{self.extension}"
@@ -230,6 +239,69 @@ def helpsteer(rows: Iterator[Row]) -> Iterator[Row]:
             }
 
 
+def rated_rows(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield HelpSteer-like rows: one answer with a column for each scale, null where it has none.
+
+    The prompt is text, as in HelpSteer. A scale that is called as another column is gets “_rating”.
+    """
+    for row in rows:
+        found = {
+            "prompt": plain_prompt(row["prompt"])[0],
+            "response": row["response"][0]["content"],
+            "annotators": row["annotators"],
+        } | _origin(row)
+        scores = row["ratings"].items()
+        yield found | {f"{one}_rating" if one in found else one: score for one, score in scores}
+
+
+def rated_csv(rows: Iterator[Row]) -> Iterator[bytes]:
+    """Yield the HelpSteer-like rows as a table, a scale without a score empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    for number, row in enumerate(rated_rows(rows)):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(row.values())
+        yield buffer.getvalue().encode()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def rated_parquet(rows: Iterator[Row]) -> Iterator[bytes]:
+    """Yield the HelpSteer-like rows as a Parquet file, a row group at a time."""
+    sink = _Pieces()
+    writer: pq.ParquetWriter | None = None
+    for batch in _batches(rated_rows(rows)):
+        if writer is None:
+            known = {"annotators": pa.int64()} | dict.fromkeys(RATED_TEXTS, pa.string())
+            fields = [(name, known.get(name, pa.float64())) for name in batch[0]]
+            writer = pq.ParquetWriter(sink, pa.schema(fields), compression="zstd")
+        writer.write_table(pa.Table.from_pylist(batch, schema=writer.schema))
+        yield sink.take()
+    if writer is not None:
+        writer.close()
+        yield sink.take()
+
+
+class _Pieces(io.RawIOBase):
+    """A file to write to whose content is taken away meanwhile; Arrow counts the bytes itself."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.held.append(bytes(data))
+        return len(self.held[-1])
+
+    def take(self) -> bytes:
+        """Return what was written since the last time."""
+        held, self.held = self.held, []
+        return b"".join(held)
+
+
 def arena_battles(rows: Iterator[Row]) -> Iterator[Row]:
     """Yield battles between models; a question to the database for every few hundred rows.
 
@@ -392,7 +464,7 @@ FORMATS = {
             label="SFT messages, the best answers",
             extension="jsonl",
             write=_json_lines(best_messages),
-            kinds=tuple(Kind),
+            kinds=ANSWERS,
         ),
         Format(
             name="reward-margin",
@@ -423,6 +495,27 @@ FORMATS = {
             write=_json_lines(arena_battles),
             fixed=False,
         ),
-        Format(name="csv", label="CSV", extension="csv", write=csv_table, kinds=tuple(Kind)),
+        Format(name="csv", label="CSV", extension="csv", write=csv_table, kinds=ANSWERS),
+        Format(
+            name="helpsteer-ratings",
+            label="HelpSteer-like, a column for each scale",
+            extension="jsonl",
+            write=_json_lines(rated_rows),
+            kinds=(Kind.RATINGS,),
+        ),
+        Format(
+            name="helpsteer-ratings-csv",
+            label="HelpSteer-like, CSV",
+            extension="csv",
+            write=rated_csv,
+            kinds=(Kind.RATINGS,),
+        ),
+        Format(
+            name="helpsteer-ratings-parquet",
+            label="HelpSteer-like, Parquet",
+            extension="parquet",
+            write=rated_parquet,
+            kinds=(Kind.RATINGS,),
+        ),
     )
 }

@@ -16,6 +16,7 @@ from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Evaluation, Snapshot
 from training.options import Imitate, Kind, Pairs, Pii, Votes
+from training.scales import names_of
 
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
@@ -65,7 +66,12 @@ class SnapshotForm(forms.Form):
         help_text="Thumbs and corrections given in the chat and through the API, of all time.",
     )
     kind = forms.ChoiceField(
-        label="Rows", choices=Kind.choices, initial=Kind.PREFERENCE, required=False
+        label="Rows",
+        choices=Kind.choices,
+        initial=Kind.PREFERENCE,
+        required=False,
+        help_text="What can be learnt from them, and how. From ratings nothing: they are for other "
+        "tools.",
     )
     heldout_fraction = forms.FloatField(
         label="Held out",
@@ -101,7 +107,7 @@ class SnapshotForm(forms.Form):
         label="Attributes",
         required=False,
         help_text="Rated scales that order the answers, with weights: helpfulness=1, "
-        "verbosity=-0.5. Empty goes by rankings.",
+        "verbosity=-0.5. Empty goes by rankings. Only for preferences.",
     )
     gap = forms.FloatField(
         label="Least gap",
@@ -153,6 +159,8 @@ class SnapshotForm(forms.Form):
         field = self.fields["campaigns"]
         assert isinstance(field, forms.MultipleChoiceField)
         field.choices = [(key, row.name) for key, row in self.by_key.items()]
+        if names := names_of(self.by_key.values()):
+            self.fields["attributes"].help_text += f" There are {', '.join(names)}."
 
     def clean_campaigns(self) -> list[Campaign]:
         return [self.by_key[key] for key in self.cleaned_data["campaigns"]]
@@ -213,7 +221,7 @@ class RunForm(forms.Form):
         snapshots, versions = self.fields["snapshot"], self.fields["start_version"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(versions, forms.ModelChoiceField)
-        snapshots.queryset = Snapshot.objects.filter(project=project).usable()
+        snapshots.queryset = Snapshot.objects.filter(project=project).usable().learnable()
         versions.queryset = (
             Version.objects.filter(project=project).select_related("base").order_by("number")
         )
@@ -375,7 +383,7 @@ class RoundForm(forms.Form):
         snapshots, versions = self.fields["snapshot"], self.fields["start_version"]
         assert isinstance(snapshots, forms.ModelChoiceField)
         assert isinstance(versions, forms.ModelChoiceField)
-        snapshots.queryset = Snapshot.objects.filter(project=project, state=Snapshot.State.READY)
+        snapshots.queryset = Snapshot.objects.filter(project=project).usable().learnable()
         versions.queryset = (
             Version.objects.filter(project=project).select_related("base").order_by("number")
         )

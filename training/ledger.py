@@ -38,6 +38,7 @@ class Exclusion(StrEnum):
     RANKING = "ranking"
     RATING = "rating"
     CORRECTION = "correction"
+    NO_RATING = "no_rating"
     NO_VERDICT = "no_verdict"
 
 

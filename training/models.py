@@ -16,13 +16,17 @@ from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
 from inference.models import BaseModel, Version
 from training.engine.estimate import Hardware
-from training.options import Kind
+from training.options import METHODS_FOR, Kind
 
 
 class SnapshotQuerySet(models.QuerySet["Snapshot"]):
     def usable(self) -> SnapshotQuerySet:
         """Return those to train and measure on: ready, and none of their judgements retracted."""
         return self.filter(state=Snapshot.State.READY, stale_at__isnull=True)
+
+    def learnable(self) -> SnapshotQuerySet:
+        """Return those whose rows some method learns from."""
+        return self.filter(kind__in=[kind for kind, methods in METHODS_FOR.items() if methods])
 
 
 class Leased(models.Model):
@@ -514,6 +518,13 @@ class Schedule(models.Model):
     campaigns = models.ManyToManyField(Campaign, related_name="schedules")
     heldout_fraction = models.FloatField(
         default=0.2, validators=[MinValueValidator(0.05), MaxValueValidator(0.9)]
+    )
+    # What its snapshots are of; the options as training.options.Options reads them.
+    kind = models.CharField(
+        max_length=10, choices=Kind.choices, default=Kind.PREFERENCE, db_default=Kind.PREFERENCE
+    )
+    options = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, models.JSONField())
     )
     method = models.CharField(max_length=20, default="dpo")
     arguments = models.JSONField(default=dict, blank=True)

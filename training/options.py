@@ -18,6 +18,7 @@ class Kind(TextChoices):
     PREFERENCE = "preference", "preference: a chosen and a rejected answer"
     UNPAIRED = "unpaired", "unpaired: single answers, good or bad"
     SFT = "sft", "SFT: answers to imitate"
+    RATINGS = "ratings", "ratings: each answer's scores"
 
 
 class Pairs(TextChoices):
@@ -31,7 +32,7 @@ class Votes(TextChoices):
     """What becomes of several annotators' words on the same answers."""
 
     INDIVIDUAL = "individual", "each judgement is a row of its own"
-    MAJORITY = "majority", "the majority of the votes"
+    MAJORITY = "majority", "the majority of the votes, the mean of ratings"
     WEIGHTED = "weighted", "votes weighted by competence, as soft labels"
 
 
@@ -53,15 +54,18 @@ class Pii(TextChoices):
 
 
 # The methods that learn from rows of a kind.
-METHODS_FOR = {
+METHODS_FOR: dict[str, tuple[str, ...]] = {
     Kind.PREFERENCE: ("dpo", "orpo", "simpo", "kto", "sft", "reward"),
     Kind.UNPAIRED: ("kto", "sft"),
     Kind.SFT: ("sft",),
+    # They are for other tools; what orders answers by weighted scales is a preference snapshot.
+    Kind.RATINGS: (),
 }
 WHAT_ROWS_ARE = {
     Kind.PREFERENCE: "pairs of a chosen and a rejected answer",
     Kind.UNPAIRED: "single answers called good or bad",
     Kind.SFT: "answers to imitate",
+    Kind.RATINGS: "answers with their ratings",
 }
 
 
@@ -152,6 +156,11 @@ class Options:
 def refuse_method(kind: str, method: str) -> None:
     """Raise ProductError unless the method learns from a snapshot of this kind."""
     kind = Kind(kind)
+    if not METHODS_FOR[kind]:
+        raise ProductError(
+            f"No method learns from {WHAT_ROWS_ARE[kind]} as they are. Take a snapshot of "
+            "preferences and weigh the scales under “attributes”: it pairs the answers by the sum."
+        )
     if method not in METHODS_FOR[kind]:
         raise ProductError(
             f"{method.upper()} cannot learn from this snapshot, whose rows are "

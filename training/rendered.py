@@ -15,6 +15,7 @@ from training.engine.errors import RunError
 from training.engine.render import Rendered, read_row, render_row
 from training.engine.tokens import SAMPLED_ROWS, limits_of
 from training.models import Snapshot
+from training.options import refuse_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ def preview_row(
 
     Limits that are not given are the method's own. ProductError says what cannot be shown.
     """
+    refuse_method(snapshot.kind, method)
     arguments = _arguments(method, max_length, max_prompt_length)
     try:
         row, rows = read_row(storage.local_file(snapshot, f"{part}.parquet"), number)

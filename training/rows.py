@@ -25,7 +25,10 @@ UNKNOWN_COMPETENCE = 0.75
 
 
 class Row(NamedTuple):
-    """One row; rows sort by judgement, chosen and rejected answer. "" stands for no answer."""
+    """One row; rows sort by judgement, chosen and rejected answer. "" stands for no answer.
+
+    A rated answer stands as ``chosen``, with its scores by scale and how many people gave them.
+    """
 
     judgements: tuple[str, ...]
     chosen: str
@@ -33,6 +36,8 @@ class Row(NamedTuple):
     margin: float = 1.0
     weight: float = 1.0
     probability: float = 1.0
+    ratings: tuple[tuple[str, float], ...] = ()
+    annotators: int = 1
 
 
 @dataclass(slots=True)
@@ -157,8 +162,10 @@ class Composer:
             self._preferences(sound, composed, settled)
         elif self.kind == Kind.UNPAIRED:
             self._unpaired(sound, composed, settled)
-        else:
+        elif self.kind == Kind.SFT:
             self._imitated(sound, composed)
+        else:
+            self._rated(sound, composed)
         return composed.finish()
 
     # Pairs
@@ -275,9 +282,12 @@ class Composer:
             )
         )
 
-    def _log_odds(self, annotator: str) -> float:
+    def _competence_of(self, annotator: str) -> float:
         right = round(self.competence.get(annotator, UNKNOWN_COMPETENCE), 2)
-        right = min(MOST_COMPETENCE, max(LEAST_COMPETENCE, right))
+        return min(MOST_COMPETENCE, max(LEAST_COMPETENCE, right))
+
+    def _log_odds(self, annotator: str) -> float:
+        right = self._competence_of(annotator)
         return math.log(right / (1 - right))
 
     # Single answers
@@ -364,6 +374,51 @@ class Composer:
                 composed.rows.extend(Row((one.id,), answer, "") for answer in dict.fromkeys(found))
             else:
                 composed.left_out(one.id, why_not_imitated(one))
+
+    # Ratings
+
+    def _rated(self, said: list[Said], composed: Composed) -> None:
+        """Keep each judgement's scores of an answer, or their mean where votes are counted."""
+        of_answer: dict[str, list[tuple[Said, Mapping[str, float]]]] = {}
+        for one in said:
+            found = {answer: scores for answer, scores in (one.ratings or {}).items() if scores}
+            for answer, scores in found.items():
+                of_answer.setdefault(answer, []).append((one, scores))
+            if not found:
+                composed.left_out(one.id, Exclusion.NO_RATING)
+        for answer, rated in of_answer.items():
+            if self.options.votes == Votes.INDIVIDUAL:
+                for one, scores in rated:
+                    ratings = tuple(sorted((name, float(level)) for name, level in scores.items()))
+                    composed.rows.append(Row((one.id,), answer, "", ratings=ratings))
+            else:
+                composed.rows.append(
+                    Row(
+                        tuple(sorted({one.id for one, _ in rated})),
+                        answer,
+                        "",
+                        ratings=self._means(rated),
+                        annotators=len({one.annotator for one, _ in rated}),
+                    )
+                )
+
+    def _means(
+        self, rated: Sequence[tuple[Said, Mapping[str, float]]]
+    ) -> tuple[tuple[str, float], ...]:
+        """Return each scale's mean; by competence, a score counts as often as its giver is right.
+
+        Exact sums, so that the order in which they came is of no account.
+        """
+        weighted = self.options.votes == Votes.WEIGHTED
+        found: dict[str, list[tuple[float, float]]] = {}
+        for one, scores in rated:
+            weight = self._competence_of(one.annotator) if weighted else 1.0
+            for name, level in scores.items():
+                found.setdefault(name, []).append((weight, weight * level))
+        return tuple(
+            (name, round(math.fsum(level for _, level in of) / math.fsum(w for w, _ in of), 4))
+            for name, of in sorted(found.items())
+        )
 
 
 def pairs_of(ranking: Sequence[Sequence[str]], *, adjacent: bool = False) -> list[tuple[str, str]]:
@@ -454,7 +509,9 @@ def _pair_thumbs(said: list[Said], composed: Composed, settled: Settled) -> None
 def why_no_pair(one: Said, options: Options) -> Exclusion:
     """Return why a judgement without a pair has none."""
     if one.ratings is not None and options.attributes:
-        return Exclusion.TIE
+        wanted = options.attributes.keys()
+        whole = [scores for scores in one.ratings.values() if scores.keys() >= wanted]
+        return Exclusion.TIE if len(whole) > 1 else Exclusion.RATING
     if one.both_bad:
         return Exclusion.BOTH_BAD
     if one.ranking is not None:

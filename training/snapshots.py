@@ -15,6 +15,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from training.models import Snapshot
 from training.options import Kind, Options, Pii, Votes
 from training.parts import Part
 from training.rows import Composer, Row
+from training.scales import check_scales, scales_of
 from training.sources import Group, Scope, competences
 
 FORMAT = "laurel-rows-3"
@@ -45,6 +47,7 @@ NOTHING = {
     Kind.PREFERENCE: "no pair",
     Kind.UNPAIRED: "no answer that is called good or bad",
     Kind.SFT: "no answer to imitate",
+    Kind.RATINGS: "no answer with ratings",
 }
 
 
@@ -71,6 +74,7 @@ def create_snapshot(
         raise ProductError("Choose at least one campaign to take a snapshot of.")
     if any(campaign.project_id != project.pk for campaign in campaigns):
         raise ProductError("A campaign belongs to another project.")
+    check_scales(kind, chosen, campaigns)
     snapshot = Snapshot(
         project=project,
         kind=kind,
@@ -185,6 +189,8 @@ def heldout_prompts(snapshot: Snapshot) -> list[str]:
 def heldout_references(snapshot: Snapshot) -> dict[str, str]:
     """Return, for each held-out prompt, the text of the first answer that was chosen there."""
     found: dict[str, str] = {}
+    if snapshot.kind == Kind.RATINGS:
+        return found  # where everything is rated, nothing is chosen
     with pq.ParquetFile(storage.local_file(snapshot, "heldout.parquet")) as file:
         for batch in file.iter_batches(columns=["prompt_id", "chosen"]):
             for row in batch.to_pylist():
@@ -201,7 +207,9 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     scope = Scope(project=snapshot.project_id, campaigns=campaigns, options=options)
     ledger, repeats = Ledger(), Repeats()
     cleaning, masking = Cleaning(options), Masking(options.pii)
-    parts = {part: Part(folder / f"{part}.parquet") for part in PARTS}
+    rated = scales_of(snapshot.campaigns.order_by("pk")) if kind == Kind.RATINGS else None
+    scales = None if rated is None else list(rated)
+    parts = {part: Part(folder / f"{part}.parquet", scales) for part in PARTS}
     try:
         with transaction.atomic():
             ledger.enter(Exclusion.SKIPPED, scope.skipped())
@@ -267,6 +275,8 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         **cleaning.as_dict(),
         **masking.as_dict(),
     }
+    if rated is not None:
+        manifest["scales"] = {name: asdict(scale) for name, scale in rated.items()}
     (folder / storage.MANIFEST).write_bytes(storage.manifest_text(manifest))
     return manifest
 

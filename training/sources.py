@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
@@ -219,8 +220,7 @@ class Scope:
                         digests[ids[0]] if len(ids) == 1 else "",
                     )
                     if rated is not None:
-                        scores = json.loads(rated)
-                        said.ratings = {digests[int(one)]: scores[one] for one in scores}
+                        said.ratings = _by_answer(json.loads(rated), digests)
                     if corrected is None:
                         yield Record(digest, prompt, said, texts, decided)
                     else:
@@ -264,6 +264,27 @@ class Scope:
 def asked(messages: Sequence[Message]) -> str:
     """Return what the user says in a conversation."""
     return "\n".join(one["content"] for one in messages if one["role"] == "user")
+
+
+def _by_answer(
+    rated: Mapping[str, Mapping[str, float]], digests: Mapping[int, str]
+) -> dict[str, Mapping[str, float]]:
+    """Return scores by answer; the same words rated twice by one person count as their mean."""
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for one, scores in rated.items():
+        found.setdefault(digests[int(one)], []).append(scores)
+    return {
+        answer: several[0] if len(several) == 1 else _mean(several)
+        for answer, several in found.items()
+    }
+
+
+def _mean(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    levels: dict[str, list[float]] = {}
+    for scores in several:
+        for name, level in scores.items():
+            levels.setdefault(name, []).append(level)
+    return {name: math.fsum(of) / len(of) for name, of in levels.items()}
 
 
 def _decided(answer: Mapping[str, Any], digests: Mapping[int, str]) -> Decided:

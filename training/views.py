@@ -47,7 +47,7 @@ from training.forms import (
 )
 from training.length_chart import length_chart
 from training.models import Evaluation, Run, Snapshot
-from training.options import WHAT_ROWS_ARE, Kind, Options, Pairs, Pii, Votes
+from training.options import METHODS_FOR, WHAT_ROWS_ARE, Kind, Options, Pairs, Pii, Votes
 
 LIMITS = ("max_length", "max_prompt_length")
 LOOK_AGAIN = "Some fields need another look; see below."
@@ -74,13 +74,14 @@ EXCLUSIONS = {
     "evaluation_leak": "used or marked to evaluate on, so not to be learnt from",
     "heldout_leak": "held out earlier, so not to be learnt from",
     "gold": "a test with a known answer",
+    "no_rating": "nothing that is rated on a scale",
     "no_majority": "as many votes for as against",
     "no_verdict": "a comment alone",
     "outvoted": "most others said the opposite",
     "overruled": "a lead decided otherwise",
     "paused_annotator": "by an annotator who is paused",
     "ranking": "a ranking, which calls no single answer good or bad",
-    "rating": "ratings, without an attribute to order by",
+    "rating": "ratings, without two answers that an attribute orders",
     "repeat": "a repeated item, asked to measure consistency",
     "retracted": "taken back",
     "skipped": "skipped by an annotator",
@@ -101,7 +102,10 @@ def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
     form = SnapshotForm(
         request.POST if request.method == "POST" else None,
         project=membership.project,
-        initial={"campaigns": request.GET.getlist("campaign")},
+        initial={
+            "campaigns": request.GET.getlist("campaign"),
+            "attributes": request.GET.get("attributes", ""),
+        },
     )
     rows = Snapshot.objects.filter(project=membership.project).select_related("created_by")
     context = {
@@ -190,12 +194,26 @@ def _preview(snapshot: Snapshot) -> tuple[list[dict[str, Any]], str]:
     for row in batch.to_pylist() if batch is not None else []:
         if len(first) == PREVIEW_ROWS:
             break
+        if row.get("ratings"):
+            row["scores"] = [
+                (scale.get("label", name), row["ratings"][name], scale.get("levels"))
+                for name, scale in snapshot.manifest["scales"].items()
+                if row["ratings"][name] is not None
+            ]
         first.setdefault(row["prompt_id"], row)
     return list(first.values()), ""
 
 
+def _pairs_query(snapshot: Snapshot) -> str:
+    """Return what the snapshot form is filled with to get pairs from the same ratings."""
+    scales = ", ".join(f"{name}=1" for name in snapshot.manifest.get("scales", {}))
+    campaigns = snapshot.campaigns.values_list("pk", flat=True)
+    return urlencode([*(("campaign", one) for one in campaigns), ("attributes", scales)])
+
+
 def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
     ready = snapshot.state == Snapshot.State.READY
+    rated = snapshot.kind == Kind.RATINGS
     train = snapshot.manifest.get("lengths", {}).get("train", {})
     preview, files_problem = _preview(snapshot) if ready else ([], "")
     return {
@@ -206,12 +224,18 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "files": snapshot.manifest.get("files", {}),
         "formats": [one for one in FORMATS.values() if ready and one.fits(snapshot)],
         "rows_are": WHAT_ROWS_ARE[Kind(snapshot.kind)],
+        "learnable": bool(METHODS_FOR[snapshot.kind]),
+        "pairs_query": _pairs_query(snapshot),
         "options": _options(snapshot),
         "agreement": snapshot.manifest.get("agreement", {}),
-        "length_rows": [(side, train[side]) for side in LENGTHS if train.get(side)],
+        "length_rows": [
+            ("response" if rated and side == "chosen" else side, train[side])
+            for side in LENGTHS
+            if train.get(side)
+        ],
         "length_bias": train.get("bias"),
         "length_warning": lengths.warning(train.get("bias")),
-        "length_chart": length_chart(snapshot.digest, train) if ready else None,
+        "length_chart": length_chart(snapshot.digest, train) if ready and not rated else None,
         "repeats": snapshot.manifest.get("repeats", {}),
         "languages": cleaning.language_lines(snapshot.manifest),
         "pii": snapshot.manifest.get("pii"),
@@ -276,7 +300,7 @@ def _run_new_context(request: HttpRequest, membership: Membership) -> dict[str, 
         "start_version": request.GET.get("start_version"),
         "method": method,
     }
-    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
+    ready = Snapshot.objects.filter(project=membership.project).usable().learnable()
     return {
         "form": RunForm(data, project=membership.project, initial=initial),
         "method": method,

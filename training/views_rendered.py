@@ -59,7 +59,10 @@ def rendered_row(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Show one row as a base reads it, and what becomes of all of them."""
     membership = get_membership(request, slug, Role.LEAD)
     snapshot = get_object_or_404(
-        Snapshot, project=membership.project, pk=pk, state=Snapshot.State.READY
+        Snapshot.objects.learnable(),
+        project=membership.project,
+        pk=pk,
+        state=Snapshot.State.READY,
     )
     form = PreviewForm(request.GET, snapshot=snapshot)
     context: dict[str, Any] = {"snapshot": snapshot, "form": form}

@@ -39,7 +39,7 @@ def round_new(request: HttpRequest, slug: str) -> HttpResponse:
     data = request.POST if request.method == "POST" else None
     initial = {"snapshot": request.GET.get("snapshot")}
     form = RoundForm(data, project=membership.project, initial=initial)
-    ready = Snapshot.objects.filter(project=membership.project, state=Snapshot.State.READY)
+    ready = Snapshot.objects.filter(project=membership.project).usable().learnable()
     context = {"form": form, "has_snapshot": ready.exists()}
     template = "training/round_new.html"
     if data is None:

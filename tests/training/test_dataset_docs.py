@@ -14,10 +14,12 @@ import pytest
 
 from accounts.models import Project, User
 from feedback.models import Campaign
+from tests.training.test_rated import rate_all
+from tests.training.test_snapshot_kinds import take
 from tests.training.test_snapshots import judge_all, strict, take_snapshot
 from training import formats, snapshots
 from training.models import Snapshot
-from training.parts import SCHEMA
+from training.parts import SCHEMA, ratings_schema
 
 
 @pytest.fixture
@@ -49,12 +51,26 @@ def test_duckdb_reads_a_snapshot_as_the_docs_say(
     assert done.stdout.count("\n  Response ") == 6, "three questions with two answers each"
 
 
-def test_every_format_has_a_sample_with_its_fields(text: str, snapshot: Snapshot) -> None:
+@pytest.fixture
+def rated(
+    make_campaign: Callable[..., Campaign], project: Project, second_annotator: User
+) -> Snapshot:
+    asks = {"ratings": [{"label": "Correctness"}, {"label": "Helpfulness"}]}
+    campaign = make_campaign(name="Rated", items=1, responses=2, kind="rating", asks=asks)
+    rate_all(campaign, second_annotator, 0, ["correctness", "helpfulness"])
+    return take(project, "ratings", campaign)
+
+
+def test_every_format_has_a_sample_with_its_fields(
+    text: str, snapshot: Snapshot, rated: Snapshot
+) -> None:
     samples = dict(re.findall(r"^`([a-z-]+)` – [^\n]*\n\n```\w+\n(.*?)\n```", text, re.M | re.S))
-    assert set(samples) == set(formats.FORMATS)
+    assert {*samples, "helpsteer-ratings-parquet"} == set(formats.FORMATS)
+    assert "`helpsteer-ratings-parquet`" in text
     for name, sample in samples.items():
-        first, *_ = formats.export(snapshot.folder / "train.parquet", name)
-        if name == "csv":
+        written = snapshot if formats.FORMATS[name].fits(snapshot) else rated
+        first, *_ = formats.export(written.folder / "train.parquet", name)
+        if formats.FORMATS[name].extension == "csv":
             assert sample.splitlines()[0] == first.decode().splitlines()[0]
         else:
             assert list(json.loads(sample)) == list(json.loads(first)), name
@@ -62,5 +78,5 @@ def test_every_format_has_a_sample_with_its_fields(text: str, snapshot: Snapshot
 
 def test_every_column_is_explained(text: str, snapshot: Snapshot) -> None:
     assert snapshots.FORMAT in text
-    for name in (*SCHEMA.names, *snapshot.manifest["files"]):
+    for name in (*SCHEMA.names, *ratings_schema([]).names, *snapshot.manifest["files"]):
         assert f"`{name}`" in text

@@ -80,6 +80,7 @@ def test_everything_said_gives_rows_or_one_reason_in_any_order(
     for row in composed.rows:
         assert row.judgements
         assert row.weight > 0
+        assert bool(row.ratings) == (kind == Kind.RATINGS)
         assert 0.5 < row.probability <= 1
         assert row.chosen != row.rejected
         if kind == Kind.PREFERENCE:
@@ -222,6 +223,10 @@ def test_ratings_give_pairs_from_a_gap_on() -> None:
     assert rated_pairs(ratings, {"tone": 1}, gap=0) == [("b", "a")]
     rows, reasons = compose(Kind.PREFERENCE, Said("1", ratings=ratings))
     assert (rows, reasons) == ([], {"1": Exclusion.RATING})
+    said = Said("1", ratings=ratings)
+    assert compose(Kind.PREFERENCE, said, attributes={"help": 1}, gap=9)[1] == {"1": Exclusion.TIE}
+    alone = Said("1", ratings={"a": {"help": 4}})
+    assert compose(Kind.PREFERENCE, alone, attributes={"help": 1})[1] == {"1": Exclusion.RATING}
 
 
 def test_the_flip_rate_suggests_a_label_smoothing() -> None:

@@ -17,6 +17,7 @@ from accounts.errors import ProductError
 from accounts.models import Project, User
 from feedback import adjudication
 from feedback.assignment import Answer, claim, submit
+from feedback.extras import define
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -262,6 +263,9 @@ def test_ratings_corrections_and_test_items(
 ) -> None:
     campaign = make_campaign(items=4, responses=2, judgements_per_item=1)
     judge_all(campaign, annotator, strict)
+    asks = define({"preset": "helpsteer"}).as_dict()
+    Campaign.objects.filter(pk=campaign.pk).update(extras=asks)
+    campaign.refresh_from_db()
     rated, corrected, gold, plain = Judgement.objects.order_by("id")
     first, second = sorted(rated.shown)
     rated.ratings = {str(first): {"helpfulness": 2}, str(second): {"helpfulness": 4}}
