@@ -62,6 +62,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
     pii = serializers.ChoiceField(choices=Pii.choices, required=False)
     languages = serializers.ListField(child=serializers.CharField(max_length=3), required=False)
     feedback = serializers.BooleanField(required=False)
+    heldout_annotators = serializers.FloatField(min_value=0, max_value=0.9, required=False)
     near = serializers.BooleanField(required=False)
     leaks = serializers.BooleanField(required=False)
 

@@ -21,7 +21,7 @@ from training.scales import names_of
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
     "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "max_characters",
-    "languages", "pii", "near",
+    "languages", "pii", "near", "heldout_annotators",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -145,6 +145,18 @@ class SnapshotForm(forms.Form):
         required=False,
         help_text="Email and IP addresses, telephone, card, bank and US social security numbers, "
         "wallets; not names. The originals stay as they are.",
+    )
+    heldout_annotators = forms.FloatField(
+        label="Annotators held out",
+        min_value=0,
+        max_value=0.9,
+        initial=0,
+        required=False,
+        help_text="Share of the annotators whose judgements are kept from training, besides the "
+        "held-out prompts: they show whether a model pleases people whom it did not learn from. "
+        "What others said of the same prompts is left out, so more goes than the share. 0 keeps "
+        "none.",
+        widget=forms.NumberInput(attrs={"step": "0.05"}),
     )
     near = forms.BooleanField(
         label="Keep near-duplicate prompts on one side of the split",

@@ -88,6 +88,8 @@ class Options:
     pii: Pii = Pii.OFF
     # Thumbs and corrections that answers in use were given, besides the campaigns.
     feedback: bool = False
+    # The share of the annotators who are held out, with every prompt that they judged.
+    heldout_annotators: float = 0.0
     # Keep near-duplicate prompts on one side of the held-out split.
     near: bool = False
     # Leave out of the training part what an earlier snapshot held out, and what versions are
@@ -116,7 +118,7 @@ class Options:
                 given["attributes"] = {
                     str(name): float(weight) for name, weight in given["attributes"].items()
                 }
-            for name in ("min_agreement", "gap"):
+            for name in ("min_agreement", "gap", "heldout_annotators"):
                 if name in given:
                     given[name] = float(given[name])
             if "max_characters" in given:
@@ -130,6 +132,8 @@ class Options:
     def _check(self) -> None:
         if not 0 <= self.min_agreement <= 1:
             raise ProductError("The least agreement is a share from 0 to 1.")
+        if not 0 <= self.heldout_annotators <= 0.9:
+            raise ProductError("The share of held-out annotators is from 0 to 0.9.")
         if self.gap < 0:
             raise ProductError("The least gap between two ratings is 0 or more.")
         if self.max_characters < 0:

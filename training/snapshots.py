@@ -15,7 +15,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from training.parts import Part
 from training.rows import Composer, Row
 from training.scales import check_scales, scales_of
 from training.sources import Group, Scope, competences
+from training.splits import Split, heldout_annotators, with_alike
 
 FORMAT = "laurel-rows-3"
 PARTS = ("train", "heldout")
@@ -167,16 +168,6 @@ def _plain_reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def is_heldout(prompt_id: str, fraction: float) -> bool:
-    """Say on which side of the split a prompt lies.
-
-    It depends on the prompt alone, so the side never changes as the data grows, and nothing that
-    was held out once is trained on later (with the same fraction).
-    """
-    point = int(hashlib.sha256(f"heldout:{prompt_id}".encode()).hexdigest()[:12], 16) / 16**12
-    return point < fraction
-
-
 def heldout_prompts(snapshot: Snapshot) -> list[str]:
     """Return the ids of the held-out prompts, in order, read from the snapshot's own file."""
     found: dict[str, None] = {}
@@ -220,24 +211,23 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
                 alike = near.groups(scope.prompts(), leaks.texts(snapshot) if leaked else ())
                 for one, why in list(leaked.items()):
                     leaked.setdefault(alike.get(one, one), why)
+            split, judges = _split(snapshot, scope, alike, leaked)
             for stored in scope.groups():
                 group = masking.read(stored)
-                composed = composer.compose(group.said, group.decided)
-                key = alike.get(group.prompt_id, group.prompt_id)
                 near_duplicates += group.prompt_id in alike
-                heldout = is_heldout(key, snapshot.heldout_fraction)
-                leak = leaked.get(group.prompt_id) or leaked.get(key)
-                if leak and not heldout:
-                    composed.withhold(leak)
-                if options.max_characters:
-                    composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
-                cleaning.withhold(group, composed)
-                masking.withhold(composed)
-                ledger.account([one.id for one in group.said], composed)
-                if composed.rows:
+                for side in split.sides(group):
+                    composed = composer.compose(side.said, group.decided)
+                    if side.leak is not None:
+                        composed.withhold(side.leak)
+                    if options.max_characters:
+                        composed.withhold(Exclusion.TOO_LONG, _fits(group, options.max_characters))
+                    cleaning.withhold(group, composed)
+                    masking.withhold(composed)
+                    ledger.account([one.id for one in side.said], composed)
+                    if not composed.rows:
+                        continue
                     repeats.add({one for row in composed.rows for one in row[1:3] if one})
-                    part = parts["heldout" if heldout else "train"]
-                    part.add(
+                    parts[side.part].add(
                         group.prompt_id,
                         group.messages,
                         group.written or group.prompt_id,
@@ -275,10 +265,35 @@ def _write(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
         **cleaning.as_dict(),
         **masking.as_dict(),
     }
+    if judges is not None:
+        manifest["annotators"] = judges
     if rated is not None:
         manifest["scales"] = {name: asdict(scale) for name, scale in rated.items()}
     (folder / storage.MANIFEST).write_bytes(storage.manifest_text(manifest))
     return manifest
+
+
+def _split(
+    snapshot: Snapshot,
+    scope: Scope,
+    alike: Mapping[str, str],
+    leaked: Mapping[str, Exclusion],
+) -> tuple[Split, dict[str, int] | None]:
+    """Return how a snapshot parts what was said, and of how many annotators it holds out how many.
+
+    None where the options hold out prompts alone.
+    """
+    options = scope.options
+    split = Split(fraction=snapshot.heldout_fraction, alike=alike, leaked=leaked)
+    if not options.heldout_annotators:
+        return split, None
+    everybody = scope.annotators()
+    heldout = heldout_annotators(everybody, options.heldout_annotators)
+    judged = with_alike(scope.judged_by(heldout), alike) if alike else set()
+    return replace(split, annotators=heldout, judged=judged), {
+        "all": len(everybody),
+        "heldout": len(heldout),
+    }
 
 
 def _fits(group: Group, most: int) -> Callable[[Row], bool]:

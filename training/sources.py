@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
@@ -12,11 +12,19 @@ from operator import attrgetter
 from typing import Any
 
 from django.db import connection
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 
 from accounts.models import User
 from feedback import adjudication, quality
-from feedback.models import Campaign, ItemRole, Judgement, Pause, Skip, text_digest
+from feedback.models import (
+    Campaign,
+    CompletionFeedback,
+    ItemRole,
+    Judgement,
+    Pause,
+    Skip,
+    text_digest,
+)
 from training.ledger import Exclusion
 from training.options import Options
 from training.rows import Said, margin_of
@@ -67,7 +75,7 @@ SELECT digest, messages::text FROM feedback_prompt
 # Completions carry no digest of their messages, so it is worked out on the way through a table that
 # lasts as long as the build.
 _FEEDBACK_MESSAGES = """
-SELECT feedback.id, completion.messages::text
+SELECT feedback.id, completion.messages::text, feedback.user_id
   FROM feedback_completionfeedback AS feedback
   JOIN inference_completion AS completion ON completion.id = feedback.completion_id
  WHERE completion.project_id = %(project)s
@@ -144,9 +152,40 @@ class Scope:
         with connection.chunked_cursor() as cursor:
             cursor.execute(_FEEDBACK_MESSAGES, {"project": self.project})
             while rows := cursor.fetchmany(RECORDS_PER_FETCH):
-                for _, stored in rows:
+                for _, stored, _ in rows:
                     messages = json.loads(stored)
                     yield text_digest(messages), asked(messages)
+
+    def annotators(self) -> set[str]:
+        """Return the ids of everybody whose word may give a row."""
+        found = {str(one) for one in self._sound().values_list("annotator", flat=True).distinct()}
+        if self.options.feedback:
+            said = CompletionFeedback.objects.filter(completion__project=self.project)
+            users = said.filter(user__isnull=False).values_list("user", flat=True).distinct()
+            found |= {str(one) for one in users}
+        return found
+
+    def judged_by(self, annotators: Collection[str]) -> set[str]:
+        """Return the digests of the prompts on which these people's word may give a row."""
+        judged = self._sound().filter(annotator__in=[int(one) for one in annotators])
+        found = set(judged.values_list("item__prompt__digest", flat=True).distinct())
+        if self.options.feedback:
+            with connection.chunked_cursor() as cursor:
+                cursor.execute(_FEEDBACK_MESSAGES, {"project": self.project})
+                while rows := cursor.fetchmany(RECORDS_PER_FETCH):
+                    found |= {
+                        text_digest(json.loads(messages))
+                        for _, messages, user in rows
+                        if str(user) in annotators
+                    }
+        return found
+
+    def _sound(self) -> QuerySet[Judgement]:
+        paused = Pause.objects.standing().filter(
+            campaign=OuterRef("campaign"), annotator=OuterRef("annotator")
+        )
+        normal = Judgement.objects.standing().filter(item__role=ItemRole.NORMAL)
+        return normal.filter(~Exists(paused), campaign__in=self.campaigns).order_by()
 
     def groups(self) -> Iterator[Group]:
         """Yield what was said, a prompt at a time, in the order of their digests."""
@@ -241,7 +280,7 @@ class Scope:
                 self.total += len(rows)
                 writing.executemany(
                     "INSERT INTO said_in_use VALUES (%s, %s)",
-                    [(pk, text_digest(json.loads(messages))) for pk, messages in rows],
+                    [(pk, text_digest(json.loads(messages))) for pk, messages, _ in rows],
                 )
         with connection.chunked_cursor() as cursor:
             cursor.execute(_FEEDBACK)

@@ -72,7 +72,7 @@ EXCLUSIONS = {
     "pii": "holds personal data",
     "language": "in a language that was not asked for",
     "evaluation_leak": "used or marked to evaluate on, so not to be learnt from",
-    "heldout_leak": "held out earlier, so not to be learnt from",
+    "heldout_leak": "the prompt was held out earlier, or judged by a held-out annotator",
     "gold": "a test with a known answer",
     "no_rating": "nothing that is rated on a scale",
     "no_majority": "as many votes for as against",
@@ -173,6 +173,9 @@ def _options(snapshot: Snapshot) -> list[str]:
         f"at most {options.max_characters:,} characters" if options.max_characters else "",
         f"languages: {', '.join(options.languages)}" if options.languages else "",
         "" if options.pii == Pii.OFF else f"personal data {options.pii.label}",
+        f"{options.heldout_annotators:.0%} of the annotators held out"
+        if options.heldout_annotators
+        else "",
         "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
     ]

@@ -21,10 +21,12 @@ from accounts.errors import ProductError
 from accounts.models import Project, User
 from feedback.models import Campaign, Item, Judgement, Prompt, Response, Slot, text_digest
 from tests.training.test_snapshots import rows
+from training.formats import read_rows
 from training.ledger import Exclusion, Ledger
 from training.models import Snapshot
 from training.rows import Composed, Row, margin_of
 from training.snapshots import build_snapshot, heldout_prompts
+from training.splits import heldout_annotators, is_heldout
 
 ANNOTATORS = 3
 GERMAN = "Ich weiß nicht, was ich dazu sagen soll."
@@ -256,6 +258,79 @@ def test_any_history_balances_and_gives_the_same_bytes(
         assert row["chosen_id"] == text_digest(row["chosen"][0]["content"])
         assert row["rejected_id"] == text_digest(row["rejected"][0]["content"])
     assert len(heldout_prompts(first)) == first.manifest["prompts"]["heldout"]
+
+
+@pytest.fixture
+def parted(owner: User) -> tuple[list[User], str]:
+    """Return three judges and the id of the one that a share of a half holds out."""
+    made = {str(one.pk): one for one in (User.objects.create(username=f"j{n}") for n in range(16))}
+    heldout = heldout_annotators(made, 0.5)
+    first, *_ = sorted(heldout)
+    second, third, *_ = sorted(made.keys() - heldout)
+    return [made[one] for one in (second, first, third)], first
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(history=histories(), seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)))
+def test_whoever_is_held_out_shares_no_prompt_with_the_training_part(
+    history: list[tuple[str, list[str], dict[int, Verdict]]],
+    seeds: tuple[int, int],
+    project: Project,
+    parted: tuple[list[User], str],
+) -> None:
+    users, _ = parted
+    kept, leaked = [], []
+    for question, texts, said in history:
+        theirs = {1: said[1]} if 1 in said else {}
+        digest = text_digest([{"role": "user", "content": question}])
+        sound = any(one.groups and not one.retracted for one in theirs.values())
+        if is_heldout(digest, 0.2) or not sound:
+            kept.append((question, texts, said))
+        else:
+            kept.append((question, texts, theirs))
+            leaked.append((question, texts, {n: one for n, one in said.items() if n != 1}))
+    pairs, excluded, exported = expected(kept, {})
+    _, more, withheld = expected(leaked, {})
+    excluded.update(more)
+    if withheld:
+        excluded["heldout_leak"] += withheld
+    judges = {n for _, _, said in history for n, one in said.items() if not one.retracted}
+    part = 1 in judges and len(judges) > 1
+    built = []
+    for seed in seeds:
+        campaign = store(history, project, users, seed)
+        snapshot = Snapshot.objects.create(
+            project=project,
+            heldout_fraction=0.2,
+            options={"heldout_annotators": 0.5, "leaks": False},
+        )
+        snapshot.campaigns.set([campaign])
+        if not (part and pairs):
+            with pytest.raises(ProductError, match="give no pair" if part else "would be held out"):
+                build_snapshot(snapshot_id=snapshot.pk)
+        else:
+            built.append(build_snapshot(snapshot_id=snapshot.pk))
+        clear(campaign)
+    if not built:
+        return
+    first, second = built
+    assert first.digest == second.digest
+    assert first.manifest == second.manifest
+    assert first.manifest["annotators"] == {"all": len(judges), "heldout": 1}
+    assert first.manifest["ledger"] == {
+        "judgements": sum(len(said) for _, _, said in history),
+        "exported": exported,
+        "pairs": pairs.total(),
+        "excluded": dict(sorted(excluded.items())),
+    }
+    learnt = list(read_rows(first.folder / "train.parquet"))
+    theirs = {str(uuid.uuid5(uuid.NAMESPACE_OID, f"{question} 1")) for question, _, _ in history}
+    assert theirs.isdisjoint(row["judgement_id"] for row in learnt)
+    assert {row["prompt_id"] for row in learnt}.isdisjoint(heldout_prompts(first))
 
 
 def clear(campaign: Campaign) -> None:

@@ -16,7 +16,8 @@ from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Judgement
 from training.ledger import Ledger
 from training.models import Snapshot
-from training.snapshots import build_snapshot, create_snapshot, heldout_prompts, is_heldout
+from training.snapshots import build_snapshot, create_snapshot, heldout_prompts
+from training.splits import is_heldout
 
 Groups = Callable[[list[int]], list[list[int]]]
 
