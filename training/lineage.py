@@ -17,14 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from accounts.errors import ProductError
 from accounts.models import Project, User
 from feedback.models import Campaign, Judgement, Prompt
 from inference.models import Alias, Version
-from training import storage
+from training import leases, storage
 from training.models import Run, Snapshot, SnapshotSource
 
 IDS_PER_QUERY = 5_000
@@ -121,6 +122,29 @@ def record_sources(*, snapshot: Snapshot) -> None:
         Snapshot.objects.filter(pk=snapshot.pk).update(state=Snapshot.State.ERASED)
     if stale or erased:
         snapshot.refresh_from_db()
+
+
+def backfill_sources() -> tuple[list[int], dict[int, str]]:
+    """Count the sources of ready snapshots that have none, as those from before they were counted.
+
+    Return the ids of those that have some now, and why others cannot be read. What a retraction
+    missed for want of the counts goes stale.
+    """
+    counted, unreadable = [], {}
+    uncounted = Snapshot.objects.filter(
+        state=Snapshot.State.READY, sources=None, campaigns__isnull=False
+    )
+    for snapshot in uncounted.distinct().order_by("pk"):
+        try:
+            with transaction.atomic():
+                leases.lock_project(snapshot.project_id)
+                record_sources(snapshot=snapshot)
+        except (OSError, ProductError) as error:
+            unreadable[snapshot.pk] = str(error)
+        else:
+            if snapshot.sources.exists():
+                counted.append(snapshot.pk)
+    return counted, unreadable
 
 
 # What follows from what

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from django.core.management import call_command
 from django.test import Client
 from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
@@ -169,3 +170,26 @@ def test_pages_and_rest_show_lineage_to_leads_only(
         assert api(annotator).get(f"/api/{kind}s/{key}/lineage").status_code == 403
     for kind, key in {"judgement": "x", "snapshot": 999, "tea": 1, "annotator": lead.pk}.items():
         assert login(lead).get(f"/p/{project.slug}/lineage/{kind}/{key}/").status_code == 404
+
+
+def test_what_was_built_before_the_counts_gets_them(
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = SnapshotSource.objects.order_by("annotator")
+    before = list(rows.values_list("campaign", "annotator", "judgements"))
+    assert before
+    rows.delete()
+    Judgement.objects.update(retracted_at="2026-01-01T00:00Z")  # a retraction that missed it
+    away = snapshot.folder.with_name("away")
+    snapshot.folder.rename(away)
+    call_command("backfill_sources")
+    said = capsys.readouterr()
+    assert "Counted 0" in said.out
+    assert f"Snapshot {snapshot.pk} cannot be read" in said.err
+    away.rename(snapshot.folder)
+    for counted in (1, 0):
+        call_command("backfill_sources")
+        assert f"Counted {counted} snapshots" in capsys.readouterr().out
+    assert list(rows.values_list("campaign", "annotator", "judgements")) == before
+    snapshot.refresh_from_db()
+    assert snapshot.standing == "stale"
