@@ -15,16 +15,18 @@ from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
 from accounts.pagination import paginated
 from training import schedules as service
+from training.api import OptionsSerializer
 from training.models import Schedule, ScheduledRound
 from training.views_schedules import ScheduleForm
 
 
 class ScheduleSerializer(serializers.ModelSerializer[Schedule]):
     rhythm = serializers.CharField(read_only=True)
+    options = OptionsSerializer(required=False)
 
     class Meta:
         model = Schedule
-        fields = ["id", *ScheduleForm.Meta.fields, "active", "rhythm"]
+        fields = ["id", *ScheduleForm.Meta.fields, "options", "active", "rhythm"]
         read_only_fields = ["id", "active"]
 
 
@@ -58,7 +60,11 @@ class SchedulesView(ProjectAPIView):
         """Make a schedule of rounds."""
         data = ScheduleSerializer(data=request.data)
         data.is_valid(raise_exception=True)
-        form = ScheduleForm(_form_data(data.data), project=self.project())
+        form = ScheduleForm(
+            _form_data(data.data),
+            project=self.project(),
+            options=data.validated_data.get("options", {}),
+        )
         if not form.is_valid():
             raise serializers.ValidationError(
                 {name: [str(one) for one in said] for name, said in form.errors.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django import forms
@@ -24,6 +25,16 @@ OPTION_FIELDS = (
     "languages", "pii", "near", "heldout_annotators",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
+
+
+def option_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored options as the fields of ``OptionsForm`` show them."""
+    weights = options.get("attributes", {})
+    shown = {name: options[name] for name in OPTION_FIELDS if name in options}
+    return shown | {
+        "attributes": ", ".join(f"{name}={weights[name]:g}" for name in weights),
+        "languages": ", ".join(options.get("languages", ())),
+    }
 
 
 def _seed(help_text: str = "") -> forms.IntegerField:
@@ -56,10 +67,9 @@ class HeldoutField(forms.ModelChoiceField):  # type: ignore[type-arg]  # not so 
         return f"snapshot {obj.pk}: {prompts:,} held-out prompts ({obj.digest[:12]})"
 
 
-class SnapshotForm(forms.Form):
-    """What a snapshot is taken of, and how; the options are those of ``training.options``."""
+class OptionsForm(forms.Form):
+    """How a snapshot's rows are made; the options are those of ``training.options``."""
 
-    campaigns = forms.MultipleChoiceField(widget=forms.CheckboxSelectMultiple, required=False)
     feedback = forms.BooleanField(
         label="Feedback on answers in use",
         required=False,
@@ -72,14 +82,6 @@ class SnapshotForm(forms.Form):
         required=False,
         help_text="What can be learnt from them, and how. From ratings nothing: they are for other "
         "tools.",
-    )
-    heldout_fraction = forms.FloatField(
-        label="Held out",
-        min_value=0,
-        max_value=0.9,
-        initial=0.2,
-        help_text="Share of the prompts kept from training, to measure on. 0 to 0.9.",
-        widget=forms.NumberInput(attrs={"step": "0.01"}),
     )
     pairs = forms.ChoiceField(
         label="Pairs of a ranking",
@@ -165,17 +167,8 @@ class SnapshotForm(forms.Form):
         "out.",
     )
 
-    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.by_key = {str(row.pk): row for row in Campaign.objects.filter(project=project)}
-        field = self.fields["campaigns"]
-        assert isinstance(field, forms.MultipleChoiceField)
-        field.choices = [(key, row.name) for key, row in self.by_key.items()]
-        if names := names_of(self.by_key.values()):
-            self.fields["attributes"].help_text += f" There are {', '.join(names)}."
-
-    def clean_campaigns(self) -> list[Campaign]:
-        return [self.by_key[key] for key in self.cleaned_data["campaigns"]]
+    def clean_kind(self) -> str:
+        return self.cleaned_data["kind"] or Kind.PREFERENCE
 
     def clean_attributes(self) -> dict[str, float]:
         """Read ``name=weight, name=weight``; a name alone weighs 1."""
@@ -194,12 +187,6 @@ class SnapshotForm(forms.Form):
         """Read codes with commas or blanks between them."""
         return sorted(set(self.cleaned_data["languages"].lower().replace(",", " ").split()))
 
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or {}
-        if "campaigns" in cleaned and not cleaned["campaigns"] and not cleaned.get("feedback"):
-            self.add_error("campaigns", "Choose at least one campaign.")
-        return cleaned
-
     @property
     def how(self) -> list[forms.BoundField]:
         """Return the fields of which the defaults will mostly do."""
@@ -209,6 +196,42 @@ class SnapshotForm(forms.Form):
         """Return the options that were filled in."""
         given = {name: self.cleaned_data.get(name) for name in OPTION_FIELDS}
         return {name: value for name, value in given.items() if value not in (None, "", [], {})}
+
+    def name_scales(self, campaigns: Iterable[Campaign]) -> None:
+        """Say which scales these campaigns have."""
+        if names := names_of(campaigns):
+            self.fields["attributes"].help_text += f" There are {', '.join(names)}."
+
+
+class SnapshotForm(OptionsForm):
+    """What a snapshot is taken of, and how."""
+
+    campaigns = forms.MultipleChoiceField(widget=forms.CheckboxSelectMultiple, required=False)
+    heldout_fraction = forms.FloatField(
+        label="Held out",
+        min_value=0,
+        max_value=0.9,
+        initial=0.2,
+        help_text="Share of the prompts kept from training, to measure on. 0 to 0.9.",
+        widget=forms.NumberInput(attrs={"step": "0.01"}),
+    )
+
+    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.by_key = {str(row.pk): row for row in Campaign.objects.filter(project=project)}
+        field = self.fields["campaigns"]
+        assert isinstance(field, forms.MultipleChoiceField)
+        field.choices = [(key, row.name) for key, row in self.by_key.items()]
+        self.name_scales(self.by_key.values())
+
+    def clean_campaigns(self) -> list[Campaign]:
+        return [self.by_key[key] for key in self.cleaned_data["campaigns"]]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if "campaigns" in cleaned and not cleaned["campaigns"] and not cleaned.get("feedback"):
+            self.add_error("campaigns", "Choose at least one campaign.")
+        return cleaned
 
 
 class RunForm(forms.Form):

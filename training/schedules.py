@@ -27,12 +27,14 @@ from inference.models import Version
 from inference.services import promote
 from training import evaluation, gate, runs, snapshots
 from training.models import Evaluation, Run, Schedule, ScheduledRound, Snapshot
+from training.options import Options, refuse_method
+from training.scales import check_scales
 
 State = ScheduledRound.State
 
 
-def check_schedule(schedule: Schedule) -> None:
-    """Raise ProductError where a schedule could not run."""
+def check_schedule(schedule: Schedule, campaigns: Sequence[Campaign]) -> None:
+    """Raise ProductError where a schedule could not run on these campaigns."""
     from training.engine.arguments import ArgumentError, check_arguments
 
     try:
@@ -45,6 +47,8 @@ def check_schedule(schedule: Schedule) -> None:
         raise ProductError("Say after how many new judgements a round begins.")
     if schedule.method == "reward":
         raise ProductError("A reward model cannot serve. Choose a method whose versions can.")
+    refuse_method(schedule.kind, schedule.method)
+    check_scales(schedule.kind, Options.read(schedule.options), campaigns)
     if schedule.rule not in settings.EVALUATION_RULES:
         raise ProductError(f"Choose a rule of this site: {', '.join(settings.EVALUATION_RULES)}.")
     try:
@@ -58,7 +62,7 @@ def save_schedule(
     *, schedule: Schedule, campaigns: Sequence[Campaign], by: User | None
 ) -> Schedule:
     """Store a new or changed schedule; it counts from now."""
-    check_schedule(schedule)
+    check_schedule(schedule, campaigns)
     if not campaigns:
         raise ProductError("Choose at least one campaign to take snapshots of.")
     if any(campaign.project_id != schedule.project_id for campaign in campaigns):
@@ -165,6 +169,8 @@ def begin_round(*, schedule: Schedule, due: str) -> ScheduledRound | None:
                 campaigns=list(schedule.campaigns.all()),
                 by=schedule.created_by,
                 heldout_fraction=schedule.heldout_fraction,
+                kind=schedule.kind,
+                options=schedule.options,
             )
             found.save(update_fields=["snapshot"])
     except ProductError as error:

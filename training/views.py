@@ -122,7 +122,7 @@ def snapshot_index(request: HttpRequest, slug: str) -> HttpResponse:
             campaigns=form.cleaned_data["campaigns"],
             by=membership.user,
             heldout_fraction=form.cleaned_data["heldout_fraction"],
-            kind=form.cleaned_data["kind"] or Kind.PREFERENCE,
+            kind=form.cleaned_data["kind"],
             options=form.options(),
         )
     except (ProductError, ValidationError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -19,11 +20,12 @@ from accounts.models import Membership, Project, Role, User
 from accounts.pages import page_of, refused
 from feedback.models import Campaign
 from training import schedules as service
-from training.forms import METHOD_LABELS, METHODS
+from training.forms import METHOD_LABELS, METHODS, OPTION_FIELDS, OptionsForm, option_values
 from training.models import Schedule, ScheduledRound
+from training.options import METHODS_FOR, Kind, Options
 
 
-class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # not so at run time
+class ScheduleForm(forms.ModelForm, OptionsForm):  # type: ignore[type-arg]  # not so at run time
     """When a round begins, and what it exports, trains and compares."""
 
     method = forms.ChoiceField(
@@ -43,6 +45,7 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # not so at run 
             "zone",
             "after_judgements",
             "campaigns",
+            "kind",
             "heldout_fraction",
             "method",
             "arguments",
@@ -75,17 +78,41 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # not so at run 
             "arguments": forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "class": "mono"}),
         }
 
-    def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, project: Project, options: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Take the snapshots' ``options`` from the fields, or as they are given."""
         super().__init__(*args, **kwargs)
         self.instance.project = project
+        self.given = options
+        for name, value in option_values(self.instance.options).items():
+            self.initial.setdefault(name, value)
+        kind = self.fields["kind"]
+        assert isinstance(kind, forms.ChoiceField)
+        kind.choices = [(one.value, one.label) for one in Kind if METHODS_FOR[one]]
+        kind.help_text = "The method has to learn from them."
         campaigns, rule = self.fields["campaigns"], self.fields["rule"]
         assert isinstance(campaigns, forms.ModelMultipleChoiceField)
         assert isinstance(rule, forms.ChoiceField)
         campaigns.queryset = Campaign.objects.filter(project=project)
+        self.name_scales(campaigns.queryset)
         rule.choices = [(name, name) for name in settings.EVALUATION_RULES]
+
+    @property
+    def plain(self) -> list[forms.BoundField]:
+        """Return the fields that everybody looks at; ``how`` are the others."""
+        return [one for one in self if one.name == "feedback" or one.name not in OPTION_FIELDS]
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that were given, or filled in beside those that have no field."""
+        if self.given is not None:
+            return dict(self.given)
+        kept = {k: v for k, v in self.instance.options.items() if k not in OPTION_FIELDS}
+        return kept | super().options()
 
     def store(self, by: User) -> Schedule:
         """Store what was filled in."""
+        self.instance.options = Options.read(self.options()).as_dict()
         return service.save_schedule(
             schedule=self.save(commit=False), campaigns=self.cleaned_data["campaigns"], by=by
         )
@@ -93,9 +120,10 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # not so at run 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
         if not self.errors:
-            draft = Schedule(**{k: v for k, v in cleaned.items() if k != "campaigns"})
+            own = [name for name in self.Meta.fields if name != "campaigns"]
+            draft = Schedule(**{name: cleaned[name] for name in own}, options=self.options())
             try:
-                service.check_schedule(draft)
+                service.check_schedule(draft, cleaned["campaigns"])
             except ProductError as error:
                 raise ValidationError(error.message) from error
         return cleaned

@@ -158,10 +158,46 @@ def test_a_round_that_shows_nothing_keeps_production(
 
 
 def test_it_refuses_what_could_not_run(schedule: Schedule) -> None:
-    for change in ({"zone": "Mars/Base"}, {"method": "reward"}, {"rule": "os:system"}):
+    for change in (
+        {"zone": "Mars/Base"}, {"method": "reward"}, {"rule": "os:system"}, {"kind": "unpaired"},
+        {"options": {"votes": "loudest"}}, {"options": {"attributes": {"tone": 1}}},
+    ):  # fmt: skip
         wrong = Schedule(project=schedule.project, name="x", **{"rule": RULE} | change)
         with pytest.raises(ProductError):
-            schedules.check_schedule(wrong)
+            schedules.check_schedule(wrong, [])
+
+
+def test_its_snapshots_are_of_the_kind_and_options_that_were_asked_for(
+    schedule: Schedule, project: Project, api: Callable[..., APIClient], owner: User,
+    login: Callable[[User], Client],
+) -> None:  # fmt: skip
+    campaign = schedule.campaigns.get()
+    body = {
+        "name": "SFT", "campaigns": [campaign.pk], "rule": RULE, "kind": "sft", "method": "sft",
+        "options": {"imitate": ["best"], "leaks": False},
+    }  # fmt: skip
+    client = api(owner)
+    made = client.post("/api/schedules/", body, format="json")
+    assert made.status_code == 201, made.content
+    assert made.json()["options"]["imitate"] == ["best"]
+    wrong = client.post("/api/schedules/", body | {"method": "dpo"}, format="json")
+    assert wrong.status_code == 400
+    assert "DPO cannot learn" in wrong.content.decode()
+    found = Schedule.objects.get(pk=made.json()["id"])
+    row = begin_round(schedule=found, due="x")
+    assert row is not None
+    assert row.snapshot is not None
+    assert build_snapshot(snapshot_id=row.snapshot.pk).manifest["options"]["imitate"] == ["best"]
+    assert row.snapshot.kind == "sft"
+    browser, address = login(owner), f"/p/{project.slug}/schedules/{found.pk}/"
+    form = browser.get(address).context["form"]
+    sent = {field.html_name: field.value() for field in form}
+    sent |= {"votes": "majority", "at": "03:00"}
+    sent = {name: value for name, value in sent.items() if value is not False}
+    given = {name: value for name, value in sent.items() if value is not None}
+    assert browser.post(address, given).status_code == 302
+    found.refresh_from_db()
+    assert found.options == made.json()["options"] | {"votes": "majority"}
 
 
 def test_admins_make_pause_and_run_schedules(
