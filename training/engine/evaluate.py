@@ -14,7 +14,7 @@ from training.engine.team import Team
 from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
 
 RESAMPLES = 1000
-DIVERGENCE_TREES = 16  # enough: each holds hundreds of tokens, and all are counted exactly
+DIVERGENCE_PROMPTS = 16  # two passes over all of a large held-out part would double its cost
 
 
 @torch.no_grad()
@@ -65,21 +65,19 @@ def divergence(
     """Return KL(policy || base) per response token, in nats, with its interval over prompts.
 
     ``of_tokens`` gives the exact divergence of the two distributions where each response token
-    comes [N], so no sampling noise is in it. At most DIVERGENCE_TREES prompts are read.
+    comes [N], so no sampling noise is in it, and one response of each of DIVERGENCE_PROMPTS is
+    enough; in turn the first, the second and so on, so that good and bad ones are read.
     """
+    single = [
+        Tree(tree.prompt, (tree.responses[place % len(tree.responses)],), ())
+        for place, tree in enumerate(trees[:DIVERGENCE_PROMPTS])
+    ]
     parts = []
-    for group in team.share(group_trees(trees[:DIVERGENCE_TREES], budget)):
+    for group in team.share(group_trees(single, budget)):
         pack = build_pack(group, device)
-        by_response = iter(sum_by_response(pack, of_tokens(pack)).tolist())
-        parts.append(
-            [
-                {
-                    "weight": float(sum(map(len, tree.responses))),
-                    "kl": sum(next(by_response) for _ in tree.responses),
-                }
-                for tree in group
-            ]
-        )
+        sums = sum_by_response(pack, of_tokens(pack)).tolist()
+        weights = pack.lengths.tolist()
+        parts.append([{"weight": w, "kl": kl} for w, kl in zip(weights, sums, strict=True)])
     per_prompt = [one for part in team.gather(parts) for one in part]
     tokens = sum(one["weight"] for one in per_prompt)
     low, high = _interval(per_prompt, "kl")
