@@ -156,7 +156,9 @@ def test_a_reward_model_judges_from_request_to_gate(
     assert done.state == Evaluation.State.DONE, done.reason
 
     prompts = snapshot.manifest["prompts"]["heldout"]
-    answers = list(Completion.objects.filter(source=Completion.Source.EVALUATION).order_by("pk"))
+    # Both sides answer a prompt's sample with one seed; ids are drawn and order nothing.
+    answers = list(Completion.objects.filter(source=Completion.Source.EVALUATION))
+    answers.sort(key=lambda one: one.sampling["seed"])
     ours = [one for one in answers if one.version_id == challenger.pk]
     theirs = [one for one in answers if one.version_id == base_version.pk]
     assert len(ours) == len(theirs) == prompts * SAMPLES
