@@ -27,7 +27,7 @@ up: setup  ## every process, until Ctrl-C
 	@$(BIN)/python -m config.supervisor
 
 test: setup check  ## everything that can run on this machine
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup  ## linters, types, floors, templates
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 Each run has data of its own under $LAUREL_VAR/test, so several runs, and several clones, never
 meet; it goes with the run, and whatever a killed run left behind goes with the next. With
-DATABASE_URL or REDIS_URL set, that server is used instead.
+DATABASE_URL or REDIS_URL set, that server is used instead. Under pytest-xdist every worker starts
+servers of its own: nothing that a test does to a queue or a database is seen by the other worker.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ running: list[Path] = []
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
     """Start the servers ahead of pytest-django, which imports the settings in this same hook."""
-    if not early_config.known_args_namespace.help:
+    options = early_config.known_args_namespace
+    shared_out = options.numprocesses and "PYTEST_XDIST_WORKER" not in os.environ
+    if not options.help and not shared_out:
         var = services.var_dir() / "test" / f"run-{os.getpid()}"
         _sweep(var.parent)
         try:
