@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rest_framework.test import APIRequestFactory
 from accounts.downloads import BLOCK_BYTES, send_file, send_made
 
 SIZE = 3 * BLOCK_BYTES + 7
-CONTENT = secrets.token_bytes(SIZE)
+CONTENT = random.Random(0).randbytes(SIZE)
 Send = Callable[..., Any]
 
 
