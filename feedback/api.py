@@ -41,10 +41,13 @@ class DocumentSerializer(serializers.Serializer[Any]):
 
 class PromptSerializer(serializers.ModelSerializer[Prompt]):
     documents = DocumentSerializer(many=True, read_only=True)
+    draft = serializers.IntegerField(
+        source="draft.pk", default=None, help_text="The draft that it was, if a model wrote it."
+    )
 
     class Meta:
         model = Prompt
-        fields = ["id", "messages", "documents", "digest", "tags", "created_at"]
+        fields = ["id", "messages", "documents", "digest", "tags", "draft", "created_at"]
 
 
 class PromptsView(ProjectAPIView):
@@ -67,7 +70,7 @@ class PromptsView(ProjectAPIView):
     @extend_schema(responses=PromptSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List prompts, newest first."""
-        rows = Prompt.objects.filter(project__in=self.projects())
+        rows = Prompt.objects.filter(project__in=self.projects()).select_related("draft")
         return paginated(rows, PromptSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: PromptSerializer(many=True)})
@@ -184,6 +187,9 @@ class CampaignsView(ProjectAPIView):
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
         queue_order = serializers.ChoiceField(
             choices=Campaign.Order.choices, default=Campaign.Order.LEAST_JUDGED.value
+        )
+        approved_drafts = serializers.BooleanField(
+            default=False, help_text="Answers that were drafted and approved stand among them."
         )
 
     @extend_schema(responses=CampaignSerializer(many=True))

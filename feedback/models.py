@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from accounts.models import Event, Project, User, WebhookMessage
 from feedback.documents import detach
+from feedback.models_drafts import Draft, DraftRequest  # noqa: F401  Django finds them here
 from inference.models import Completion
 
 MAX_COMMENT = 10_000

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx
 from django.conf import settings
@@ -37,6 +38,9 @@ from feedback.models import (
 from inference import client
 from inference.models import Completion, Version
 from inference.services import load_on_engines
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 ROLES = ("system", "user", "assistant")
 # A source that keeps giving the same text is asked this often for a different one.
@@ -123,8 +127,13 @@ def create_campaign(
     seed: int = 0,
     extras: Mapping[str, Any] | None = None,
     queue_order: str = Campaign.Order.LEAST_JUDGED,
+    approved_drafts: bool = False,
 ) -> Campaign:
-    """Create a campaign and queue the generation of its responses."""
+    """Create a campaign and queue the generation of its responses.
+
+    With ``approved_drafts``, answers that were drafted and approved stand among them.
+    """
+    from feedback.drafts import seat
     from feedback.tasks import generate_responses
 
     if not prompts:
@@ -165,6 +174,8 @@ def create_campaign(
     campaign.save()
     items = [Item(campaign=campaign, prompt=prompt) for prompt in prompts]
     Item.objects.bulk_create(items)
+    if approved_drafts:
+        seat(campaign=campaign)
     audit(project=project, by=by, action="campaign.create", target=name, prompts=len(prompts))
     generate_responses.delay_on_commit(campaign.pk)
     return campaign
@@ -213,18 +224,9 @@ def generate_responses(*, campaign_id: int) -> None:
             .select_related("prompt")
             .prefetch_related("responses")
         )
-        timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
-        with (
-            httpx.Client(timeout=timeout) as http,
-            ThreadPoolExecutor(GENERATION_THREADS) as threads,
-        ):
-            jobs = [threads.submit(_write_item, campaign, item, versions, http) for item in waiting]
-            try:
-                for item, job in zip(waiting, jobs, strict=True):
-                    _store_item(campaign, item, job.result())
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        written = write_together(partial(_write_item, campaign, versions), waiting)
+        for item, completions in zip(waiting, written, strict=True):
+            _store_item(campaign, item, completions)
     except (ProductError, Unavailable) as error:
         Campaign.objects.filter(pk=campaign_id, state=Campaign.State.GENERATING).update(
             state=Campaign.State.FAILED, reason=error.message[:500]
@@ -235,8 +237,26 @@ def generate_responses(*, campaign_id: int) -> None:
     )
 
 
+def write_together(write: Callable[[T, httpx.Client], R], these: Sequence[T]) -> Iterator[R]:
+    """Yield what ``write`` makes of each, in order, as many at a time as an engine takes.
+
+    What has not begun is left when one fails or the caller stops.
+    """
+    timeout = httpx.Timeout(settings.ENGINE_TIMEOUT_SECONDS, connect=5)
+    with (
+        httpx.Client(timeout=timeout) as http,
+        ThreadPoolExecutor(GENERATION_THREADS) as threads,
+    ):
+        jobs = [threads.submit(write, one, http) for one in these]
+        try:
+            for job in jobs:
+                yield job.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 def _write_item(
-    campaign: Campaign, item: Item, versions: dict[int, Version], http: httpx.Client
+    campaign: Campaign, versions: dict[int, Version], item: Item, http: httpx.Client
 ) -> list[Completion]:
     """Return unsaved completions for one item, texts differing where sources can; no database.
 
@@ -369,7 +389,12 @@ def give_feedback(
     complaint: bool = False,
     client_id: uuid.UUID | None = None,
 ) -> CompletionFeedback:
-    """Keep what somebody says of an answer; the same client id again changes nothing."""
+    """Keep what somebody says of an answer; the same client id again changes nothing.
+
+    Errors: ProductError, TooLarge; Conflict for a draft, of which nothing counts.
+    """
+    if completion.source == Completion.Source.DRAFT:
+        raise Conflict("A draft is approved or rejected on the drafts page; it takes no feedback.")
     if thumb not in (None, -1, 1):
         raise ProductError("“thumb” is 1 (up) or -1 (down).")
     if thumb is None and not comment and not correction and not complaint:

@@ -65,3 +65,19 @@ def rank_campaigns() -> None:
     from feedback import informative
 
     informative.rank_campaigns()
+
+
+@shared_task(name="feedback.tasks.write_drafts")
+def write_drafts(request_id: int) -> None:
+    """Write the missing drafts of a request."""
+    from feedback import drafts
+
+    drafts.write_drafts(request_id=request_id)
+
+
+@shared_task(name="feedback.tasks.resume_stalled_drafts")
+def resume_stalled_drafts() -> None:
+    """Queue drafts again whose worker was killed; runs every half minute."""
+    from feedback import drafts
+
+    drafts.resume_stalled_drafts()

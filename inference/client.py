@@ -95,7 +95,10 @@ def chat(
     sampling: dict[str, Any],
     patience_seconds: float = 120,
 ) -> Generated:
-    """Generate one answer; wait and try again while the engine is full or unreachable."""
+    """Generate one answer; wait and try again while the engine is full or unreachable.
+
+    ProductError with the engine's ``status`` where it refuses, Unavailable after the patience.
+    """
     body = {"model": model, "messages": messages, **sampling}
     deadline = time.monotonic() + patience_seconds
     while True:
@@ -111,7 +114,7 @@ def chat(
                 return _generated(response.json(), started)
             problem = error_sentence(response)
             if response.status_code not in (429, 502, 503):
-                raise ProductError(problem)
+                raise ProductError(problem, status=response.status_code)
             wait = float(response.headers.get("Retry-After", 1))
         if time.monotonic() + wait > deadline:
             raise Unavailable(problem)

@@ -177,6 +177,7 @@ class Completion(models.Model):
         CHAT = "chat", "the chat page"
         CANDIDATE = "candidate", "a campaign's candidate"
         EVALUATION = "evaluation", "an evaluation"
+        DRAFT = "draft", "a draft"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="completions")

@@ -21,6 +21,7 @@ from django.db.models.functions import Now
 from accounts.errors import Conflict, ProductError
 from accounts.models import Project, User
 from accounts.services import audit
+from feedback.drafts import erase_drafts
 from feedback.models import (
     Campaign,
     CompletionFeedback,
@@ -226,6 +227,7 @@ def _erase_texts(
         said = said.filter(completion__in=ids)
         Completion.objects.filter(pk__in=ids).update(messages=[], text="")
         responses.update(text="")
+        erase_drafts(prompt=subject)
         # The digest of a text tells who knows the text; the same one may be asked anew.
         Prompt.objects.filter(pk=subject.pk).update(
             messages=[], documents=[], digest=f"erased:{uuid.uuid4().hex}", erased_at=Now()

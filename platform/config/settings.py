@@ -194,6 +194,11 @@ SPECTACULAR_SETTINGS = {
         "SnapshotKind": "training.options.Kind",
         "MoveKind": "inference.models.AliasMove.Kind",
         "RetractionKind": "training.models.Retraction.Kind",
+        # An evaluation's and a file import's states are the same four.
+        "JobState": "training.models.Evaluation.State",
+        "DraftKind": "feedback.models_drafts.DraftRequest.Kind",
+        "DraftState": "feedback.models_drafts.Draft.State",
+        "DraftRequestState": "feedback.models_drafts.DraftRequest.State",
     },
 }
 
@@ -231,6 +236,7 @@ CELERY_BEAT_SCHEDULE = {
     },
     "resume imports": {"task": "feedback.tasks.resume_imports", "schedule": 30.0},
     "rank campaigns": {"task": "feedback.tasks.rank_campaigns", "schedule": 15.0},
+    "resume stalled drafts": {"task": "feedback.tasks.resume_stalled_drafts", "schedule": 30.0},
     "test trust": {"task": "feedback.tasks.watch_trust", "schedule": 30.0},
     "tell completed campaigns": {
         "task": "feedback.tasks.tell_completed_campaigns",
