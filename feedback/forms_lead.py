@@ -12,6 +12,7 @@ from accounts.errors import ProductError
 from accounts.models import Project
 from feedback.dealing import ORDER_MEANING
 from feedback.models import MAX_RESPONSES, Campaign, Prompt
+from feedback.models_drafts import Draft
 from feedback.services import check_messages
 from inference.models import Version
 
@@ -111,6 +112,12 @@ class CampaignForm(forms.Form):
         widget=forms.RadioSelect,
     )
     prompts = forms.ChoiceField(label="Prompts", required=False)
+    approved_drafts = forms.BooleanField(
+        label="Approved drafts stand among the responses",
+        required=False,
+        initial=True,
+        help_text="Each goes into one campaign; versions write the rest.",
+    )
     responses_per_item = forms.IntegerField(
         label="Responses to each prompt",
         min_value=1,
@@ -156,6 +163,8 @@ class CampaignForm(forms.Form):
         assert isinstance(field, forms.ChoiceField)
         field.choices = choices
         self.prompt_total = total
+        if not Draft.objects.of(project).unplaced().exists():
+            del self.fields["approved_drafts"]
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}

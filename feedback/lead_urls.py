@@ -9,6 +9,7 @@ from feedback import (
     views_code_books,
     views_dashboard,
     views_dealing,
+    views_drafts,
     views_import,
     views_judgements,
     views_live,
@@ -19,6 +20,13 @@ from feedback import views_lead as views
 
 urlpatterns = [
     path("prompts/", views.prompts, name="prompts"),
+    path("drafts/", views_drafts.drafts, name="drafts"),
+    path("drafts/new", views_drafts.drafts_new, name="drafts_new"),
+    path("drafts/progress", views_drafts.drafts_progress, name="drafts_progress"),
+    path("drafts/place", views_drafts.drafts_place, name="drafts_place"),
+    path("drafts/review", views_drafts.drafts_review, name="drafts_review"),
+    path("drafts/<int:pk>/", views_drafts.draft, name="draft"),
+    path("drafts/requests/<int:pk>/restart", views_drafts.drafts_restart, name="drafts_restart"),
     path("import/", views_import.import_page, name="import"),
     path("import/<int:pk>/", views_import.file_import, name="file_import"),
     path("leaderboard/", views_quality.project_leaderboard, name="project_leaderboard"),

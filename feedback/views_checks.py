@@ -20,6 +20,7 @@ from accounts.pages import refused, sentence
 from accounts.templatetags.laurel import letter
 from feedback import adjudication, gold, letters, pauses
 from feedback.models import LEAST_EVERY, Campaign, Item, ItemRole, Judgement, Pause, Response
+from feedback.models_drafts import Draft
 
 
 def _campaign(request: HttpRequest, slug: str, pk: int) -> tuple[Membership, Campaign]:
@@ -150,6 +151,7 @@ class Place:
     text: str
     written_by: str
     place: str
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Said:
 def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict[str, Any]:
     responses = list(
         Response.objects.filter(item=item)
-        .select_related("completion__version")
+        .select_related("completion__version", "draft__request__version", "draft__decided_by")
         .order_by("position")
     )
     named = {one.pk: letter(one.position) for one in responses}
@@ -180,6 +182,7 @@ def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict
                 text=one.text,
                 written_by=one.completion.version.name if one.completion else one.source,
                 place=given.get(f"place-{one.position}", ""),
+                draft=getattr(one, "draft", None),
             )
             for one in responses
         ],
@@ -211,7 +214,12 @@ def _read_answer(request: HttpRequest, campaign: Campaign, item: Item) -> dict[s
 def campaign_item(request: HttpRequest, slug: str, pk: int, item: int) -> HttpResponse:
     """Show an item with all that was said of it; a post decides it or makes it gold."""
     membership, campaign = _campaign(request, slug, pk)
-    rows = Item.objects.select_related("prompt", "campaign__project", "repeat_of")
+    rows = Item.objects.select_related(
+        "prompt__draft__request__version",
+        "prompt__draft__decided_by",
+        "campaign__project",
+        "repeat_of",
+    )
     found = get_object_or_404(rows, campaign=campaign, pk=item)
     template = "feedback/item.html"
     if request.method != "POST":

@@ -48,7 +48,8 @@ def _prompt_rows(membership: Membership, query: str, tag: str) -> QuerySet[Promp
         rows = rows.saying(query)
     if tag:
         rows = rows.filter(tags__contains=[tag])
-    return rows.annotate(campaigns=Count("items"))
+    drafted = rows.select_related("draft__request__version", "draft__decided_by")
+    return drafted.annotate(campaigns=Count("items"))
 
 
 def _prompts_context(
@@ -330,7 +331,8 @@ def completion(request: HttpRequest, slug: str, pk: str) -> HttpResponse:
     rows = Completion.objects.filter(project=membership.project)
     if not membership.may(Role.LEAD):
         rows = rows.filter(created_by=membership.user, source=Completion.Source.CHAT)
-    completion = get_object_or_404(rows.select_related("version__base", "created_by"), pk=pk)
+    rows = rows.select_related("version__base", "created_by", "draft")
+    completion = get_object_or_404(rows, pk=pk)
     form = FeedbackForm(request.POST if request.method == "POST" else None)
     context = {
         "completion": completion,

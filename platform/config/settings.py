@@ -194,8 +194,6 @@ SPECTACULAR_SETTINGS = {
         "SnapshotKind": "training.options.Kind",
         "MoveKind": "inference.models.AliasMove.Kind",
         "RetractionKind": "training.models.Retraction.Kind",
-        # An evaluation's and a file import's states are the same four.
-        "JobState": "training.models.Evaluation.State",
         "DraftKind": "feedback.models_drafts.DraftRequest.Kind",
         "DraftState": "feedback.models_drafts.Draft.State",
         "DraftRequestState": "feedback.models_drafts.DraftRequest.State",

@@ -36,7 +36,7 @@ STATE_KINDS = {
         "proposed",
         "promoted",
     }
-    | {"delivered"},
+    | {"delivered", "approved"},
     "busy": {
         "generating",
         "queued",
@@ -63,7 +63,8 @@ NAVIGATION = [
         {"campaign", "campaign_new", "campaign_state", "prompts"}
         | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
         | {"code_book", "calibrations", "calibration", "campaign_dashboard"}
-        | {"project_leaderboard", "campaign_order", "campaign_items"},
+        | {"project_leaderboard", "campaign_order", "campaign_items"}
+            | {"drafts", "drafts_new", "draft"},
     ),
     (
         "Data",
