@@ -64,13 +64,14 @@ NAVIGATION = [
         | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
         | {"code_book", "calibrations", "calibration", "campaign_dashboard"}
         | {"project_leaderboard", "campaign_order", "campaign_items"}
-            | {"drafts", "drafts_new", "draft"},
+        | {"judgement_list", "judgement", "skip_list", "import", "file_import"}
+        | {"drafts", "drafts_new", "draft", "drafts_review"},
     ),
     (
         "Data",
         "snapshots",
         Role.LEAD,
-        {"snapshot", "lineage", "retract", "retractions", "retraction"},
+        {"snapshot", "rendered_row", "lineage", "retract", "retractions", "retraction"},
     ),
     (
         "Runs",
