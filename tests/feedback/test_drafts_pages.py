@@ -130,6 +130,7 @@ def test_a_lead_orders_reviews_and_sees_where_it_came_from(
         "responses_per_item": 2,
         "judgements_per_item": 1,
         "seed": 0,
+        "queue_order": "least_judged",
         "rationale": "optional",
         "correction": "off",
         f"v{base_version.pk}-use": "on",
