@@ -73,10 +73,15 @@ def planned_machine() -> Machine:
 def measured(machine: Machine, *, base_id: int, method: str, arguments: Any) -> Measured:
     """Return what earlier runs of this kind took on a machine; the newest where several fit."""
     rows = Throughput.objects.filter(
-        machine=machine, base_id=base_id, tuning=str(arguments.tuning)
+        machine=machine,
+        base_id=base_id,
+        tuning=str(arguments.tuning),
+        gradient_checkpointing=arguments.gradient_checkpointing,
     ).order_by("-updated_at")
     if arguments.precision != "auto":
         rows = rows.filter(precision=arguments.precision)
+    if arguments.engine != "auto":
+        rows = rows.filter(engine=arguments.engine)
     # Another method on the same base is a better guess than none at all.
     row = rows.filter(method=method).first() or rows.first()
     if row is None:
@@ -122,6 +127,7 @@ def learn_from(run: Run, report: dict[str, Any], seconds: float) -> None:
         engine=report.get("engine", "tree"),
         tuning=run.arguments.get("tuning", "lora"),
         precision=report.get("precision", "fp32"),
+        gradient_checkpointing=run.arguments.get("gradient_checkpointing", False),
         defaults=found,
     )
     if created:

@@ -339,6 +339,7 @@ class Throughput(models.Model):
     engine = models.CharField(max_length=20)
     tuning = models.CharField(max_length=20)
     precision = models.CharField(max_length=10)
+    gradient_checkpointing = models.BooleanField(default=False)
     tokens_per_second = models.FloatField()
     overhead_seconds = models.FloatField()
     memory_factor = models.FloatField()
@@ -349,7 +350,15 @@ class Throughput(models.Model):
         ordering = ["machine", "base", "method"]
         constraints = [
             models.UniqueConstraint(
-                fields=["machine", "base", "method", "engine", "tuning", "precision"],
+                fields=[
+                    "machine",
+                    "base",
+                    "method",
+                    "engine",
+                    "tuning",
+                    "precision",
+                    "gradient_checkpointing",
+                ],
                 name="throughput_once_a_kind",
             )
         ]

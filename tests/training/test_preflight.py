@@ -137,6 +137,29 @@ def test_it_costs_what_an_hour_costs(check: Check, settings: Any) -> None:
     assert found.cost == pytest.approx(found.estimate.seconds, abs=0.01)
 
 
+def test_a_run_of_another_kind_teaches_nothing_about_time(
+    check: Check,
+    small_machine: Machine,
+    base_version: Version,  # noqa: F811
+) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"gradient_checkpointing": True}, {"engine": "trl"}]
+    guessed = [check(**kind).estimate.training_seconds for kind in kinds]
+    Throughput.objects.create(
+        machine=small_machine,
+        base=base_version.base,
+        method="dpo",
+        engine="tree",
+        tuning="lora",
+        precision="fp32",
+        tokens_per_second=1.0,
+        overhead_seconds=0.0,
+        memory_factor=1.0,
+    )
+    known = [check(**kind).estimate.training_seconds for kind in kinds]
+    assert known[0] > 10 * guessed[0]
+    assert known[1:] == guessed[1:]
+
+
 def test_an_interrupted_run_teaches_nothing(start: Callable[..., Run]) -> None:  # noqa: F811
     run = start()
     run.attempts = 2
