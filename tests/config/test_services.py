@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.delenv("REDIS_URL")
     # pytest's folders are closed to others, and under root Postgres runs as another user.
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/tmp"):
-            folder.chmod(0o711)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o711)
     folder = tmp_path / "var"
     monkeypatch.setenv("LAUREL_VAR", str(folder))
     yield folder
