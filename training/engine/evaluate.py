@@ -73,9 +73,11 @@ def divergence(
         for place, tree in enumerate(trees[:DIVERGENCE_PROMPTS])
     ]
     parts = []
-    for group in team.share(group_trees(single, budget)):
+    for group, counts in team.deal(group_trees(single, budget)):
         pack = build_pack(group, device)
         sums = sum_by_response(pack, of_tokens(pack)).tolist()
+        if not counts:
+            continue
         weights = pack.lengths.tolist()
         parts.append([{"weight": w, "kl": kl} for w, kl in zip(weights, sums, strict=True)])
     per_prompt = [one for part in team.gather(parts) for one in part]

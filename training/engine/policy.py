@@ -64,6 +64,9 @@ class Policy:
     @torch.no_grad()
     def token_divergences(self, pack: Pack) -> Tensor:
         """Return KL(policy || bare base) in nats where each response token comes, fp32 [N]."""
+        return self.enter(lambda: self._token_divergences(pack))
+
+    def _token_divergences(self, pack: Pack) -> Tensor:
         if self.plain:
             return torch.cat(
                 [

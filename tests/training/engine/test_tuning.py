@@ -100,7 +100,7 @@ FULL = {"tuning": "full", "learning_rate": 1e-3}
         ("ddp", "dpo", {}),
         pytest.param("ddp", "reward", {}, marks=pytest.mark.slow),
         ("fsdp", "dpo", FULL),
-        pytest.param("fsdp", "dpo", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        ("fsdp", "dpo", {"gradient_checkpointing": True}),
         pytest.param("fsdp", "kto", {"epochs": 2}, marks=pytest.mark.slow),
         pytest.param("fsdp", "reward", FULL, marks=pytest.mark.slow),
         pytest.param("fsdp", "reward", {}, marks=pytest.mark.slow),
