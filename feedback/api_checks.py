@@ -10,9 +10,9 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope, User
 from feedback import adjudication, dealing, gold, pauses
+from feedback.api import OneCampaignView
 from feedback.models import LEAST_EVERY, Campaign, Decision, Item, Pause
 
 
@@ -64,15 +64,10 @@ class PauseSerializer(serializers.ModelSerializer[Pause]):
         ]
 
 
-class LeadView(ProjectAPIView):
+class LeadView(OneCampaignView):
     """An operation of leads; what it changes needs the scope to manage."""
 
     role, write_scope = Role.LEAD, Scope.MANAGE
-
-    def campaign(self, pk: int) -> Campaign:
-        campaign = get_object_or_404(Campaign.objects.select_related("project"), pk=pk)
-        self.membership(campaign.project_id)
-        return campaign
 
     def item(self, pk: int) -> Item:
         item = get_object_or_404(Item.objects.select_related("campaign__project"), pk=pk)

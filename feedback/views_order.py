@@ -15,12 +15,13 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.access import ProjectAPIView, get_membership
+from accounts.access import get_membership
 from accounts.errors import ProductError
-from accounts.models import Role, Scope
+from accounts.models import Role
 from accounts.pages import refused
 from accounts.pagination import paginated
 from feedback import dealing, informative
+from feedback.api_checks import LeadView
 from feedback.forms_lead import order_choices
 from feedback.models import LEAST_CONTROL, MOST_CONTROL, Campaign, Judgement
 
@@ -85,18 +86,7 @@ class OrderOutput(serializers.Serializer[Any]):
     arms = ArmsOutput()
 
 
-class _LeadView(ProjectAPIView):
-    role = Role.LEAD
-
-    def campaign(self, pk: int) -> Campaign:
-        campaign = get_object_or_404(Campaign.objects.select_related("project"), pk=pk)
-        self.membership(campaign.project_id)
-        return campaign
-
-
-class OrderView(_LeadView):
-    write_scope = Scope.MANAGE
-
+class OrderView(LeadView):
     class Input(serializers.Serializer[Any]):
         queue_order = serializers.ChoiceField(choices=Campaign.Order.choices)
         control_percent = serializers.IntegerField(
@@ -143,7 +133,7 @@ class DealtSerializer(serializers.ModelSerializer[Judgement]):
         fields = ["id", "client_id", "item", "annotator", "arm", "seconds", "created_at"]
 
 
-class ArmsView(_LeadView):
+class ArmsView(LeadView):
     @extend_schema(responses=DealtSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:
         """List a campaign's standing judgements with the arm of each, newest first.

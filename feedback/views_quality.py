@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView, get_membership
 from accounts.models import Membership, Role
 from feedback import leaderboards, quality
+from feedback.api import OneCampaignView
 from feedback.models import Campaign
 from inference.models import Version
 
@@ -217,13 +218,8 @@ class LeaderboardOutput(serializers.Serializer[Any]):
     apart = serializers.BooleanField()
 
 
-class _CampaignView(ProjectAPIView):
+class _CampaignView(OneCampaignView):
     role = Role.LEAD
-
-    def campaign(self, pk: int) -> Campaign:
-        campaign = get_object_or_404(Campaign, pk=pk)
-        self.membership(campaign.project_id)
-        return campaign
 
 
 class QualityView(_CampaignView):
