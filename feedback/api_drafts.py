@@ -14,7 +14,7 @@ from rest_framework.response import Response
 
 from accounts.models import Project
 from accounts.pagination import paginated
-from feedback import drafts
+from feedback import drafts, drafts_undo
 from feedback.api_checks import LeadView
 from feedback.models import MAX_CORRECTION, Campaign, Prompt
 from feedback.models_drafts import (
@@ -286,6 +286,14 @@ class DraftRejectView(DraftLeadView):
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         done = drafts.reject(draft=self.draft(pk), by=self.user, why=data.validated_data["why"])
+        return Response(DraftSerializer(_rows().get(pk=done.pk)).data)
+
+
+class DraftUndoView(DraftLeadView):
+    @extend_schema(request=None, responses=DraftSerializer)
+    def post(self, request: Request, pk: int) -> Response:
+        """Take back an own decision on a draft; 409 where it is too late or of somebody else."""
+        done = drafts_undo.undo(draft=self.draft(pk), by=self.user)
         return Response(DraftSerializer(_rows().get(pk=done.pk)).data)
 
 

@@ -389,6 +389,7 @@ def approve(
     proposed = draft.proposed
     draft.approved_as = proposed if instead is None else _check(draft, instead)
     draft.edited = draft.approved_as != proposed
+    draft.placed_in = campaign
     draft.state = Draft.State.APPROVED
     if draft.request.kind == Kind.PROMPT:
         draft.made_prompt = _make_prompt(draft)

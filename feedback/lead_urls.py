@@ -26,6 +26,7 @@ urlpatterns = [
     path("drafts/place", views_drafts.drafts_place, name="drafts_place"),
     path("drafts/review", views_drafts.drafts_review, name="drafts_review"),
     path("drafts/<int:pk>/", views_drafts.draft, name="draft"),
+    path("drafts/<int:pk>/undo", views_drafts.draft_undo, name="draft_undo"),
     path("drafts/requests/<int:pk>/restart", views_drafts.drafts_restart, name="drafts_restart"),
     path("import/", views_import.import_page, name="import"),
     path("import/<int:pk>/", views_import.file_import, name="file_import"),

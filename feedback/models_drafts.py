@@ -141,6 +141,10 @@ class Draft(models.Model):
     response = models.OneToOneField(
         "feedback.Response", on_delete=models.SET_NULL, null=True, blank=True, related_name="draft"
     )
+    # The campaign that it was approved into; whoever takes the approval back takes it out again.
+    placed_in = models.ForeignKey(
+        "feedback.Campaign", on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     at = models.DateTimeField(auto_now_add=True)
 
     objects = DraftQuerySet.as_manager()
@@ -168,6 +172,7 @@ class Draft(models.Model):
                     approved_as__isnull=True,
                     made_prompt__isnull=True,
                     response__isnull=True,
+                    placed_in__isnull=True,
                     edited=False,
                 ),
                 name="only_an_approved_draft_counts",

@@ -309,7 +309,8 @@ def _write_response(
 
 @transaction.atomic
 def _store_item(campaign: Campaign, item: Item, completions: list[Completion]) -> None:
-    Item.objects.select_for_update().get(pk=item.pk)
+    if not Item.objects.select_for_update().filter(pk=item.pk).exists():
+        return  # the draft that it came of was taken back meanwhile
     if Slot.objects.filter(item=item).exists():
         return  # another worker finished it first
     there = Response.objects.filter(item=item).count()

@@ -44,6 +44,7 @@ urlpatterns = [
     path("api/drafts/<int:pk>/", api_drafts.DraftView.as_view()),
     path("api/drafts/<int:pk>/approve", api_drafts.DraftApproveView.as_view()),
     path("api/drafts/<int:pk>/reject", api_drafts.DraftRejectView.as_view()),
+    path("api/drafts/<int:pk>/undo", api_drafts.DraftUndoView.as_view()),
     path("api/campaigns/<int:pk>/drafts", api_drafts.CampaignDraftsView.as_view()),
     path("api/pauses/<int:pk>/lift", api_checks.LiftView.as_view()),
     path("api/items/<int:pk>/priority", api_checks.PriorityView.as_view()),

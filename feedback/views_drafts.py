@@ -19,7 +19,7 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role
 from accounts.pages import page_of, refused, sentence
 from feedback import drafts as service
-from feedback import live
+from feedback import drafts_undo, live
 from feedback.forms_drafts import DraftsForm
 from feedback.models import Campaign, Prompt
 from feedback.models_drafts import Draft, DraftQuerySet, DraftRequest
@@ -87,6 +87,7 @@ def drafts(request: HttpRequest, slug: str) -> HttpResponse:
         "filters": _filters(request),
         "unplaced": unplaced.count(),
         "campaigns": live.open_campaigns(membership),
+        "undoable": drafts_undo.last_undoable(project=membership.project, by=membership.user),
     }
     return render(request, "feedback/drafts.html", context | _orders_context(membership))
 
@@ -188,6 +189,7 @@ def _draft_context(request: HttpRequest, membership: Membership, draft: Draft) -
         "campaigns": live.open_campaigns(membership),
         "campaign_id": _number(request.GET.get("campaign", "")),
         "edited_turns": None,
+        "undoable": drafts_undo.last_undoable(project=membership.project, by=membership.user),
     }
 
 
@@ -244,6 +246,19 @@ def draft(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     messages.success(request, said)
     filters = _filters(request, campaign=str(chosen or ""))
     return redirect(review_url(slug, _after(request, membership, pk), filters))
+
+
+@login_required
+@require_POST
+def draft_undo(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
+    """Take back what was just decided of a draft, and show it again."""
+    membership, found = _draft(request, slug, pk)
+    try:
+        drafts_undo.undo(draft=found, by=membership.user)
+        messages.success(request, f"Draft {pk} waits for a decision again.")
+    except ProductError as error:
+        messages.error(request, sentence(error))
+    return redirect(review_url(slug, found, _filters(request)))
 
 
 def _typed(request: HttpRequest, draft: Draft) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from rest_framework.test import APIClient
 from accounts.errors import Conflict, ProductError
 from accounts.models import AuditEntry, Project, User
 from feedback import drafting, leaderboards
+from feedback.assignment import claim
 from feedback.drafts import (
     approve,
     place,
@@ -26,10 +27,11 @@ from feedback.drafts import (
     resume_stalled_drafts,
     write_drafts,
 )
+from feedback.drafts_undo import last_undoable, undo
 from feedback.live import send_to_campaign
 from feedback.models import Campaign, Item, Prompt, Response, Slot
 from feedback.models_drafts import Draft, DraftRequest
-from feedback.services import add_prompts, create_campaign, give_feedback
+from feedback.services import add_prompts, create_campaign, generate_responses, give_feedback
 from inference.models import Completion, Version
 from tests.feedback.scripted import Scripted, scripted
 from tests.training.test_snapshots import judge_all, strict, take_snapshot
@@ -332,6 +334,76 @@ def test_erasing_a_prompt_erases_what_was_drafted_of_it(
     assert Draft.objects.pending().count() == 2, "what learned its shape only stays to be decided"
 
 
+def test_whoever_decided_takes_it_back_within_the_window(
+    order: Order, owner: User, lead: User, project: Project
+) -> None:
+    first, second = order(wanted=2).drafts.pending()
+    before = counted(project)
+    reject(draft=second, by=lead, why="Dull.")
+    approve(draft=first, by=lead, instead=[{"role": "user", "content": "By hand?"}])
+    assert counted(project) != before
+    assert last_undoable(project=project, by=lead) == first
+    with pytest.raises(Conflict, match="You did not decide"):
+        undo(draft=first, by=owner)
+    for draft in (first, second):
+        assert last_undoable(project=project, by=lead) == draft
+        again = undo(draft=draft, by=lead)
+        assert (again.state, again.reason, again.edited) == ("pending", "", False)
+    assert counted(project) == before
+    done = list(AuditEntry.objects.filter(action="draft.undo").order_by("id"))
+    assert [entry.details["was"] for entry in done] == ["approved", "rejected"]
+    with pytest.raises(Conflict):
+        undo(draft=first, by=lead)  # a double click
+    approve(draft=first, by=owner)
+    Draft.objects.filter(pk=first.pk).update(decided_at=timezone.now() - timedelta(minutes=11))
+    assert last_undoable(project=project, by=owner) is None
+    with pytest.raises(Conflict, match="10 minutes"):
+        undo(draft=first, by=owner)
+
+
+def test_what_was_approved_into_a_campaign_leaves_it_unless_somebody_met_it(
+    order: Order,
+    engine: Scripted,
+    base_version: Version,
+    project: Project,
+    lead: User,
+    annotator: User,
+) -> None:
+    asked = add_prompts(project=project, prompts=["One?", "Two?"])
+    engine.reply = lambda body: f"Answer to {body['messages'][-1]['content']}"
+    one, two = order("response").drafts.pending()
+    campaign = create_campaign(
+        project=project,
+        by=lead,
+        name="Answers",
+        kind=Campaign.Kind.THUMBS,
+        prompts=add_prompts(project=project, prompts=["Three?"]),
+        sources=[{"version": base_version.pk, "max_tokens": 8}],
+        responses_per_item=1,
+        judgements_per_item=1,
+    )
+    generate_responses(campaign_id=campaign.pk)
+    before = counted(project)
+    approve(draft=one, by=lead, campaign=campaign)
+    undo(draft=one, by=lead)
+    campaign.refresh_from_db()
+    assert counted(project) == before
+    assert (campaign.generated, campaign.to_generate) == (1, 1)
+    approve(draft=two, by=lead)
+    place(campaign=campaign, drafts=[two], by=lead)
+    with pytest.raises(Conflict, match="makes use of it"):
+        undo(draft=two, by=lead)  # another act put it there
+    again = approve(draft=Draft.objects.get(pk=one.pk), by=lead, campaign=campaign)
+    while claim(campaign=campaign, annotator=annotator) is not None:
+        if Slot.objects.filter(item__responses__draft=again, state="leased").exists():
+            break
+        Slot.objects.filter(state="leased").update(state="filled", lease_expires_at=None)
+    with pytest.raises(Conflict, match="makes use of it"):
+        undo(draft=again, by=lead)
+    again.refresh_from_db()
+    assert (again.state, len(asked)) == ("approved", 2)
+
+
 def test_leads_order_and_decide_by_rest_and_nobody_else(
     order: Order,
     base_version: Version,
@@ -375,6 +447,11 @@ def test_leads_order_and_decide_by_rest_and_nobody_else(
     assert (edited["edited"], edited["approved_as"]) == (True, messages)
     gone = client.post(f"/api/drafts/{third['id']}/reject", {"why": "Dull."}, format="json").json()
     assert (gone["state"], gone["reason"], gone["made_prompt"]) == ("rejected", "Dull.", None)
+    back = f"/api/drafts/{third['id']}/undo"
+    assert api(annotator).post(back).status_code == 403
+    assert elsewhere.post(back).status_code == 404
+    assert client.post(back).json()["state"] == "pending"
+    assert client.post(back).status_code == 409
     answers = order("response", wanted=1).drafts.get()
     approve(draft=answers, by=lead)
     path = f"/api/campaigns/{campaign.pk}/drafts"

@@ -112,6 +112,14 @@ def test_a_lead_orders_reviews_and_sees_where_it_came_from(
     first.refresh_from_db()
     assert (first.approved_as, first.edited) == ("By hand.\nTwo lines.", True)
 
+    undo = reverse("draft_undo", args=[slug, first.pk])
+    following = page(client, "draft", slug, second.pk, query="?kind=response")
+    assert f'action="{undo}?kind=response"' in following
+    assert "Undo last decision" in page(client, "drafts", slug)
+    assert client.post(undo + "?kind=response")["Location"] == here + "?kind=response"
+    assert client.post(here, {"act": "edit", "turn-0": "By hand.\r\nTwo lines."}).status_code == 302
+    assert login(annotator).post(undo).status_code == 403
+
     reject(draft=second, by=owner, why="Dull.")
     late = client.post(reverse("draft", args=[slug, second.pk]), {"act": "approve"})
     assert late.status_code == 409
