@@ -24,7 +24,7 @@ from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots, storage
 from training.evaluation import so_far
 from training.models import Evaluation, Run, Snapshot
-from training.options import Imitate, Kind, Pairs, Pii, Votes
+from training.options import Imitate, Kind, Margins, Pairs, Pii, Votes
 
 
 class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
@@ -55,6 +55,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
     min_agreement = serializers.FloatField(min_value=0, max_value=1, required=False)
     attributes = serializers.DictField(child=serializers.FloatField(), required=False)
     gap = serializers.FloatField(min_value=0, required=False)
+    margins = serializers.ChoiceField(choices=Margins.choices, required=False)
     imitate = serializers.ListField(
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
     )

@@ -16,13 +16,13 @@ from inference.models import Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
 from training.engine.arguments import argument_schema
 from training.models import Evaluation, Snapshot
-from training.options import Imitate, Kind, Pairs, Pii, Votes
+from training.options import Imitate, Kind, Margins, Pairs, Pii, Votes
 from training.scales import names_of
 
 METHODS = tuple(ENGINE_METHODS)
 OPTION_FIELDS = (
-    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "imitate", "max_characters",
-    "languages", "pii", "near", "heldout_annotators",
+    "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "margins", "imitate",
+    "max_characters", "languages", "pii", "near", "heldout_annotators",
 )  # fmt: skip
 METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
 
@@ -118,6 +118,13 @@ class OptionsForm(forms.Form):
         required=False,
         help_text="How far the weighted sums of two answers must differ.",
         widget=forms.NumberInput(attrs={"step": "0.1"}),
+    )
+    margins = forms.ChoiceField(
+        label="Margin of a pair",
+        choices=Margins.choices,
+        required=False,
+        help_text="How much better the chosen answer is, for reward models that learn it. A lead "
+        "needs attributes.",
     )
     imitate = forms.MultipleChoiceField(
         label="Answers to imitate",

@@ -112,7 +112,10 @@ def _said(one: Said, names: Mapping[str, str]) -> Said:
 
 def _decided(one: Decided, names: Mapping[str, str]) -> Decided:
     return replace(
-        one, ranking=_ranking(one.ranking, names), answer=names.get(one.answer, one.answer)
+        one,
+        ranking=_ranking(one.ranking, names),
+        answer=names.get(one.answer, one.answer),
+        ratings=_ratings(one.ratings, names),
     )
 
 

@@ -36,6 +36,13 @@ class Votes(TextChoices):
     WEIGHTED = "weighted", "votes weighted by competence, as soft labels"
 
 
+class Margins(TextChoices):
+    """How much better a pair's chosen answer is, which a reward model may learn."""
+
+    GIVEN = "given", "as annotators said, from 1 to 3"
+    LEAD = "lead", "the lead of the weighted sum of ratings"
+
+
 class Imitate(TextChoices):
     """Which answers are worth imitating."""
 
@@ -80,6 +87,8 @@ class Options:
     # Weights of the attributes whose sum orders rated answers; the least difference that counts.
     attributes: Mapping[str, float] = field(default_factory=dict)
     gap: float = 1.0
+    # Where ratings order the answers, HelpSteer2's margin is the lead (Wang et al. 2024).
+    margins: Margins = Margins.GIVEN
     imitate: tuple[Imitate, ...] = (Imitate.CORRECTIONS, Imitate.THUMBS)
     # The most that a prompt and the longer answer of a row may have together; 0 takes all.
     max_characters: int = 0
@@ -107,7 +116,12 @@ class Options:
             )
         given: dict[str, Any] = dict(values)
         try:
-            for name, choices in (("pairs", Pairs), ("votes", Votes), ("pii", Pii)):
+            for name, choices in (
+                ("pairs", Pairs),
+                ("votes", Votes),
+                ("margins", Margins),
+                ("pii", Pii),
+            ):
                 if name in given:
                     given[name] = choices(given[name])
             if "imitate" in given:
@@ -136,6 +150,8 @@ class Options:
             raise ProductError("The share of held-out annotators is from 0 to 0.9.")
         if self.gap < 0:
             raise ProductError("The least gap between two ratings is 0 or more.")
+        if self.margins == Margins.LEAD and not self.attributes:
+            raise ProductError("Only a weighted sum has a lead: weigh scales under “attributes”.")
         if self.max_characters < 0:
             raise ProductError("The most characters of a row are 0, for no limit, or more.")
         if unknown := sorted(set(self.languages) - languages.CODES):
@@ -150,6 +166,7 @@ class Options:
             **asdict(self),
             "pairs": str(self.pairs),
             "votes": str(self.votes),
+            "margins": str(self.margins),
             "pii": str(self.pii),
             "imitate": [str(one) for one in self.imitate],
             "languages": list(self.languages),

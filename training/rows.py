@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from training.ledger import GRAVITY, Exclusion
-from training.options import Imitate, Kind, Options, Pairs, Votes
+from training.options import Imitate, Kind, Margins, Options, Pairs, Votes
 from training.settled import UNSETTLED, Decided, Settled
 
 # Competences are rounded and bounded: nobody is beyond doubt, and the last bits of a floating-point
@@ -165,7 +165,7 @@ class Composer:
         elif self.kind == Kind.SFT:
             self._imitated(sound, composed)
         else:
-            self._rated(sound, composed)
+            self._rated(sound, composed, settled)
         return composed.finish()
 
     # Pairs
@@ -184,8 +184,9 @@ class Composer:
         tally: dict[tuple[str, str], int] = {}
         for one in said:
             found = self._statements(one)
-            names, margin = (one.id,), one.margin
+            names, leads = (one.id,), self._leads(one)
             for pair in found:
+                margin = leads.get(pair, one.margin) if leads else one.margin
                 composed.rows.append(Row(names, pair[0], pair[1], margin))
                 tally[pair] = tally.get(pair, 0) + 1
             if not found and (one.thumb is None or one.correction):
@@ -199,10 +200,11 @@ class Composer:
     def _voted_pairs(self, said: list[Said], composed: Composed, settled: Settled) -> None:
         votes: dict[tuple[str, str], list[Vote]] = {}
         for one in said:
-            found = self._statements(one)
+            found, leads = self._statements(one), self._leads(one)
             for chosen, rejected in found:
                 key = (chosen, rejected) if chosen < rejected else (rejected, chosen)
-                vote = Vote(one.id, one.annotator, chosen, rejected, one.margin)
+                margin = leads.get((chosen, rejected), one.margin)
+                vote = Vote(one.id, one.annotator, chosen, rejected, margin)
                 votes.setdefault(key, []).append(vote)
             if not found and (one.thumb is None or one.correction):
                 composed.left_out(one.id, why_no_pair(one, self.options))
@@ -214,12 +216,18 @@ class Composer:
         found: list[tuple[str, str]] = []
         if one.ratings is not None and self.options.attributes:
             # Whoever asks for attributes wants their order where there is one.
-            found = rated_pairs(one.ratings, self.options.attributes, gap=self.options.gap)
+            found = list(rated_pairs(one.ratings, self.options.attributes, gap=self.options.gap))
         elif one.ranking is not None and not one.both_bad:
             found = pairs_of(one.ranking, adjacent=self.options.pairs == Pairs.ADJACENT)
         if one.correction and one.answer and one.correction != one.answer:
             found.append((one.correction, one.answer))
         return found if len(found) < 2 else list(dict.fromkeys(found))
+
+    def _leads(self, one: Said) -> dict[tuple[str, str], float]:
+        """Return the leads of the pairs that ratings order, where leads are margins."""
+        if self.options.margins != Margins.LEAD or one.ratings is None:
+            return {}
+        return rated_pairs(one.ratings, self.options.attributes, gap=self.options.gap)
 
     def _decide(self, cast: list[Vote], composed: Composed, settled: Settled) -> None:
         """Turn the votes on two answers into rows by the rule that was chosen."""
@@ -242,9 +250,9 @@ class Composer:
                             Row((vote.id,), vote.chosen, vote.rejected, vote.margin)
                         )
             return
-        better = settled.better(first.chosen, first.rejected)
-        if better is not None:
-            _obey(better, cast, composed)
+        decided = self._settled(settled, first.chosen, first.rejected)
+        if decided is not None:
+            _obey(*decided, cast, composed)
             return
         if options.votes == Votes.WEIGHTED:
             odds = math.fsum(self._log_odds(vote.annotator) for vote in ayes) - math.fsum(
@@ -281,6 +289,25 @@ class Composer:
                 agreement if soft else 1.0,
             )
         )
+
+    def _settled(self, settled: Settled, one: str, other: str) -> tuple[str, float | None] | None:
+        """Return the better of two answers as leads decided their order or levels, and by how much.
+
+        "" for a tie; None for a lead that was not decided or is not asked for, or for both.
+        """
+        better = settled.better(one, other)
+        weights = self.options.attributes
+        if better is not None:
+            return better, None
+        if not weights:
+            return None
+        levels = {answer: settled.levels(answer) for answer in (one, other)}
+        if not all(scores.keys() >= weights.keys() for scores in levels.values()):
+            return None
+        by_lead = self.options.margins == Margins.LEAD
+        for (chosen, _), lead in rated_pairs(levels, weights, gap=self.options.gap).items():
+            return chosen, lead if by_lead else None
+        return "", None
 
     def _competence_of(self, annotator: str) -> float:
         right = round(self.competence.get(annotator, UNKNOWN_COMPETENCE), 2)
@@ -377,8 +404,12 @@ class Composer:
 
     # Ratings
 
-    def _rated(self, said: list[Said], composed: Composed) -> None:
-        """Keep each judgement's scores of an answer, or their mean where votes are counted."""
+    def _rated(self, said: list[Said], composed: Composed, settled: Settled) -> None:
+        """Keep each judgement's scores of an answer, or their mean where votes are counted.
+
+        A level that a lead decided stands in place of the mean. Whoever gave another level on every
+        scale is overruled, unless everybody did.
+        """
         of_answer: dict[str, list[tuple[Said, Mapping[str, float]]]] = {}
         for one in said:
             found = {answer: scores for answer, scores in (one.ratings or {}).items() if scores}
@@ -391,16 +422,28 @@ class Composer:
                 for one, scores in rated:
                     ratings = tuple(sorted((name, float(level)) for name, level in scores.items()))
                     composed.rows.append(Row((one.id,), answer, "", ratings=ratings))
-            else:
-                composed.rows.append(
-                    Row(
-                        tuple(sorted({one.id for one, _ in rated})),
-                        answer,
-                        "",
-                        ratings=self._means(rated),
-                        annotators=len({one.annotator for one, _ in rated}),
-                    )
+                continue
+            decided = settled.levels(answer)
+            behind = [
+                (one, scores)
+                for one, scores in rated
+                if any(decided.get(name, level) == level for name, level in scores.items())
+            ] or rated
+            names = {one.id for one, _ in behind}
+            for one, _ in rated:
+                if one.id not in names:
+                    composed.left_out(one.id, Exclusion.OVERRULED)
+            means = dict(self._means(behind))
+            means |= {name: float(level) for name, level in decided.items()}
+            composed.rows.append(
+                Row(
+                    tuple(sorted(names)),
+                    answer,
+                    "",
+                    ratings=tuple(sorted(means.items())),
+                    annotators=len({one.annotator for one, _ in behind}),
                 )
+            )
 
     def _means(
         self, rated: Sequence[tuple[Said, Mapping[str, float]]]
@@ -440,8 +483,8 @@ def pairs_of(ranking: Sequence[Sequence[str]], *, adjacent: bool = False) -> lis
 
 def rated_pairs(
     ratings: Mapping[str, Mapping[str, float]], weights: Mapping[str, float], *, gap: float
-) -> list[tuple[str, str]]:
-    """Return the pairs whose weighted sums of scores differ by at least ``gap`` and above 0.
+) -> dict[tuple[str, str], float]:
+    """Return the leads of the pairs whose weighted sums differ by at least ``gap`` and above 0.
 
     An answer that lacks one of the attributes is in no pair.
     """
@@ -450,16 +493,19 @@ def rated_pairs(
         for answer, scores in ratings.items()
         if all(scores.get(name) is not None for name in weights)
     }
-    found = []
+    found = {}
     for one, other in combinations(sorted(sums), 2):
         lead = sums[one] - sums[other]
         if lead != 0 and abs(lead) >= gap:
-            found.append((one, other) if lead > 0 else (other, one))
+            found[(one, other) if lead > 0 else (other, one)] = round(abs(lead), 4)
     return found
 
 
-def _obey(better: str, cast: list[Vote], composed: Composed) -> None:
-    """Turn the votes on two answers into the row that a lead's decision asks for; "" is a tie."""
+def _obey(better: str, lead: float | None, cast: list[Vote], composed: Composed) -> None:
+    """Turn the votes on two answers into the row that a lead's decision asks for; "" is a tie.
+
+    ``lead`` is the margin where it was decided, too; else it is what those who agree said.
+    """
     agreed = [vote for vote in cast if vote.chosen == better]
     if agreed or not better:
         for vote in cast:
@@ -470,7 +516,8 @@ def _obey(better: str, cast: list[Vote], composed: Composed) -> None:
     worse = cast[0].rejected if cast[0].chosen == better else cast[0].chosen
     names = tuple(sorted({vote.id for vote in agreed or cast}))
     margins = [vote.margin for vote in agreed] or [1.0]
-    composed.rows.append(Row(names, better, worse, round(sum(margins) / len(margins), 4)))
+    margin = round(sum(margins) / len(margins), 4) if lead is None else lead
+    composed.rows.append(Row(names, better, worse, margin))
 
 
 def _pair_thumbs(said: list[Said], composed: Composed, settled: Settled) -> None:

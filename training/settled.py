@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 
@@ -16,6 +16,8 @@ class Decided:
     # Of the one answer that the item has.
     thumb: int = 0
     answer: str = ""
+    # Levels by answer and scale.
+    ratings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Settled:
@@ -24,7 +26,12 @@ class Settled:
     def __init__(self, decisions: Iterable[Decided] = ()) -> None:
         self._better: dict[tuple[str, str], set[str]] = {}
         self._thumbs: dict[str, set[int]] = {}
+        self._levels: dict[str, dict[str, set[float]]] = {}
         for one in decisions:
+            for answer, levels in one.ratings.items():
+                for scale, level in levels.items():
+                    scales = self._levels.setdefault(answer, {})
+                    scales.setdefault(scale, set()).add(level)
             if one.thumb:
                 self._thumbs.setdefault(one.answer, set()).add(one.thumb)
             places = [
@@ -44,6 +51,11 @@ class Settled:
         """Return 1 for a good answer, -1 for a bad one, 0 where nothing was decided."""
         found = self._thumbs.get(answer, ())
         return next(iter(found)) if len(found) == 1 else 0
+
+    def levels(self, answer: str) -> dict[str, float]:
+        """Return an answer's decided levels by scale."""
+        found = self._levels.get(answer, {})
+        return {scale: next(iter(of)) for scale, of in found.items() if len(of) == 1}
 
 
 def _pair(one: str, other: str) -> tuple[str, str]:

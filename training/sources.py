@@ -329,6 +329,8 @@ def _mean(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _decided(answer: Mapping[str, Any], digests: Mapping[int, str]) -> Decided:
     if "thumb" in answer:
         return Decided(thumb=answer["thumb"], answer=next(iter(digests.values())))
+    if "ratings" in answer:
+        return Decided(ratings=_by_answer(answer["ratings"], digests))
     return Decided(ranking=[[digests[one] for one in group] for group in answer["ranking"]])
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from accounts.errors import ProductError
 from training.ledger import Exclusion, Ledger
 from training.options import Imitate, Kind, Options, Votes, refuse_method
-from training.rows import Composer, Flips, Row, Said, pairs_of, rated_pairs
+from training.rows import Composed, Composer, Flips, Row, Said, pairs_of, rated_pairs
 from training.settled import Decided
 
 ANSWERS = st.sampled_from("abcd")
@@ -44,7 +44,10 @@ def verdicts(draw: st.DrawFn) -> Said:
 
 
 OPTIONS = st.builds(
-    lambda **given: Options.read(given),
+    lambda *, by_lead, **given: Options.read(
+        given | {"margins": "lead" if by_lead and given["attributes"] else "given"}
+    ),
+    by_lead=st.booleans(),
     pairs=st.sampled_from(["all", "adjacent"]),
     votes=st.sampled_from(["individual", "majority", "weighted"]),
     min_agreement=st.sampled_from([0, 0.5, 0.6, 1]),
@@ -57,6 +60,7 @@ DECIDED = st.one_of(
     st.builds(
         Decided, ranking=st.lists(st.lists(ANSWERS, min_size=1, max_size=2), min_size=2, max_size=3)
     ),
+    st.builds(Decided, ratings=SCORES),
 )
 COMPETENCE = {"1": 0.9, "2": 0.6, "3": 0.3}
 
@@ -166,6 +170,54 @@ def test_a_decision_on_a_thumb_stands_in_place_of_the_count() -> None:
     assert len(individual.rows) == 4, "each judgement stays a row of its own"
 
 
+def test_a_decided_level_stands_in_place_of_the_mean() -> None:
+    said = [
+        Said("1", "1", ratings={"a": {"help": 1, "tone": 2}, "b": {"help": 5, "tone": 5}}),
+        Said("2", "2", ratings={"a": {"help": 4, "tone": 5}}),
+        Said("3", "3", ratings={"a": {"help": 2, "tone": 1}}),
+    ]
+    overruled = {"3": Exclusion.OVERRULED}
+
+    def settle(*decided: Decided) -> tuple[list[Row], dict[str, Exclusion]]:
+        options = Options.read({"votes": "majority"})
+        composed = Composer(Kind.RATINGS, options).compose(said, decided)
+        return [row for row in composed.rows if row.chosen == "a"], composed.reasons
+
+    whole = Decided(ratings={"a": {"help": 4, "tone": 2}})
+    # The first met tone, the second help, the third nothing.
+    [row], reasons = settle(whole)
+    assert (row.judgements, row.annotators, reasons) == (("1", "2"), 2, overruled)
+    assert row.ratings == (("help", 4.0), ("tone", 2.0))
+    [row], reasons = settle(Decided(ratings={"a": {"help": 3}}))
+    assert (row.judgements, reasons) == (("1", "2", "3"), {}), "of tone everybody's word counts"
+    assert row.ratings == (("help", 3.0), ("tone", 2.6667))
+    [row], reasons = settle(Decided(ratings={"a": {"help": 3, "tone": 4}}))
+    assert (row.judgements, reasons) == (("1", "2", "3"), {}), "what nobody said comes from all"
+    assert row.ratings == (("help", 3.0), ("tone", 4.0))
+    [row], reasons = settle(whole, Decided(ratings={"a": {"help": 1}}))
+    assert row.ratings == (("help", 2.3333), ("tone", 2.0)), "two contradict each other on help"
+    individual = Composer(Kind.RATINGS, Options()).compose(said, [whole])
+    assert len(individual.rows) == 4, "each judgement stays a row of its own"
+
+
+def test_decided_levels_order_answers_by_their_attributes() -> None:
+    said = [
+        Said(name, name, ratings={"a": {"help": one}, "b": {"help": other}})
+        for name, one, other in (("1", 5, 1), ("2", 4, 2), ("3", 1, 3))
+    ]
+    options = Options.read({"votes": "majority", "attributes": {"help": 1}})
+
+    def settle(**levels: int) -> Composed:
+        decided = Decided(ratings={answer: {"help": level} for answer, level in levels.items()})
+        return Composer(Kind.PREFERENCE, options).compose(said, [decided])
+
+    found = settle(a=1, b=2)
+    assert found.rows == [Row(("3",), "b", "a")]
+    assert found.reasons == {"1": Exclusion.OVERRULED, "2": Exclusion.OVERRULED}
+    assert settle(a=2, b=2).rows == [], "a tie"
+    assert settle(a=1).rows == [Row(("1", "2"), "a", "b")], "half a decision is none"
+
+
 def test_competence_gives_a_soft_label() -> None:
     """Odds of 9 : 1 for a, and 3 : 2 for b: 9 / 1 over 3 / 2 is 6, and 6 / 7 is 0.8571."""
     said = [ranking("1", "a", "b", by="1"), ranking("2", "b", "a", by="2")]
@@ -218,15 +270,37 @@ def test_only_what_was_chosen_is_imitated() -> None:
 
 def test_ratings_give_pairs_from_a_gap_on() -> None:
     ratings = {"a": {"help": 4, "tone": 1}, "b": {"help": 2, "tone": 3}, "c": {"help": 1}}
-    assert rated_pairs(ratings, {"help": 1}, gap=2) == [("a", "b"), ("a", "c")]
-    assert rated_pairs(ratings, {"help": 1, "tone": 1}, gap=1) == [], "c has no tone"
-    assert rated_pairs(ratings, {"tone": 1}, gap=0) == [("b", "a")]
+    assert rated_pairs(ratings, {"help": 1}, gap=2) == {("a", "b"): 2, ("a", "c"): 3}
+    assert rated_pairs(ratings, {"help": 1, "tone": 1}, gap=1) == {}, "c has no tone"
+    assert rated_pairs(ratings, {"tone": 0.1}, gap=0) == {("b", "a"): 0.2}
     rows, reasons = compose(Kind.PREFERENCE, Said("1", ratings=ratings))
     assert (rows, reasons) == ([], {"1": Exclusion.RATING})
     said = Said("1", ratings=ratings)
     assert compose(Kind.PREFERENCE, said, attributes={"help": 1}, gap=9)[1] == {"1": Exclusion.TIE}
     alone = Said("1", ratings={"a": {"help": 4}})
     assert compose(Kind.PREFERENCE, alone, attributes={"help": 1})[1] == {"1": Exclusion.RATING}
+
+
+def test_the_lead_of_the_sums_is_the_margin_where_asked() -> None:
+    said = [
+        Said("1", "1", ratings={"a": {"help": 5, "tone": 1}, "b": {"help": 2, "tone": 4}}),
+        Said("2", "2", ratings={"a": {"help": 4, "tone": 2}, "b": {"help": 3, "tone": 2}}),
+        Said("3", "3", margin=2, correction="c", answer="a"),
+        Said("4", "4", ratings={"a": {"help": 1, "tone": 5}, "b": {"help": 5, "tone": 5}}),
+    ]
+    asked = {"attributes": {"help": 1, "tone": -0.5}}  # a over b by 4.5, 1 and -4
+    assert {row.margin for row in compose(Kind.PREFERENCE, *said, **asked)[0]} == {1, 2}
+    rows, _ = compose(Kind.PREFERENCE, *said, **asked, margins="lead")
+    assert [(row.chosen, row.rejected, row.margin) for row in rows] == [
+        ("a", "b", 4.5), ("a", "b", 1.0), ("c", "a", 2), ("b", "a", 4.0),
+    ]  # fmt: skip
+    rows, reasons = compose(Kind.PREFERENCE, *said, **asked, margins="lead", votes="majority")
+    assert rows[0] == Row(("1", "2"), "a", "b", 2.75), "the mean of those who won"
+    assert reasons == {"4": Exclusion.OUTVOTED}
+    levels = {"a": {"help": 4, "tone": 1}, "b": {"help": 1, "tone": 1}}
+    options = Options.read({**asked, "margins": "lead", "votes": "majority"})
+    composed = Composer(Kind.PREFERENCE, options).compose(said, [Decided(ratings=levels)])
+    assert composed.rows[0] == Row(("1", "2"), "a", "b", 3.0), "as the lead decided"
 
 
 def test_the_flip_rate_suggests_a_label_smoothing() -> None:
@@ -258,6 +332,8 @@ def test_a_method_takes_the_kinds_that_it_learns_from(kind: str, method: str, fi
         {"votes": "loudest"},
         {"min_agreement": 2},
         {"gap": "wide"},
+        {"margins": "lead"},
+        {"margins": "wide", "attributes": {"help": 1}},
         {"max_characters": -1},
     ],
 )
