@@ -12,6 +12,7 @@ from accounts.models import User
 from accounts.services import audit
 from feedback import gold
 from feedback.models import Campaign, Decision, Item, ItemRole, Response
+from feedback.scales import Known
 
 
 @transaction.atomic
@@ -46,20 +47,31 @@ def decided_truths(campaign: Campaign) -> dict[Hashable, int]:
     return gold.truths(decided_answers(campaign))
 
 
-def decided_responses(campaigns: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return the standing decisions by item, rankings as groups of response ids; two queries.
+def decided_levels(campaign: Campaign) -> dict[tuple[Hashable, str], Known]:
+    """Return the levels that the standing decisions name, by response and scale; two queries."""
+    if campaign.kind != Campaign.Kind.RATING:
+        return {}
+    return gold.levels_in(campaign, decided_answers(campaign))
 
-    Either ``{"ranking": [[7], [6, 8]]}``, best first, or ``{"thumb": 1}``.
+
+def decided_responses(campaigns: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the standing decisions by item, responses named by their ids; two queries.
+
+    ``{"ranking": [[7], [6, 8]]}``, best first, ``{"thumb": 1}``, or
+    ``{"ratings": {7: {"tone": 4}}}``.
     """
     rows = Decision.objects.filter(item__campaign__in=campaigns).order_by("id")
     answers: dict[int, dict[str, Any]] = dict(rows.values_list("item_id", "answer"))
     found = Response.objects.filter(item__in=answers).values_list("item", "position", "id")
-    places = {(item, position): response for item, position, response in found}
-    return {
-        item: (
-            {"thumb": answer["thumb"]}
-            if "thumb" in answer
-            else {"ranking": [[places[item, one] for one in group] for group in answer["ranking"]]}
-        )
-        for item, answer in answers.items()
-    }
+    places: dict[int, dict[int, int]] = {}
+    for item, position, response in found:
+        places.setdefault(item, {})[position] = response
+    return {item: _by_response(answer, places.get(item, {})) for item, answer in answers.items()}
+
+
+def _by_response(answer: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, Any]:
+    if "ranking" in answer:
+        return {"ranking": [[places[one] for one in group] for group in answer["ranking"]]}
+    if "ratings" in answer:
+        return {"ratings": {places[int(one)]: levels for one, levels in answer["ratings"].items()}}
+    return {"thumb": answer["thumb"]}

@@ -205,8 +205,8 @@ def agreement_by_item(found: Sequence[Verdict]) -> dict[int, float]:
     return dict(sorted(means.items(), key=lambda pair: (pair[1], pair[0])))
 
 
-def self_consistency(found: Sequence[Verdict]) -> dict[str, Share]:
-    """Return each annotator's likeness with themselves where a unit came back to them.
+def repeats(found: Iterable[Verdict]) -> dict[tuple[str, int], float]:
+    """Return each annotator's mean likeness with themselves on every item that came back to them.
 
     The caller gives a repeat the unit of its first showing; the sides do not matter, for a verdict
     is about responses and not about places.
@@ -214,11 +214,21 @@ def self_consistency(found: Sequence[Verdict]) -> dict[str, Share]:
     mine: dict[tuple[str, Hashable], list[Verdict]] = defaultdict(list)
     for one in found:
         mine[one.annotator, one.unit].append(one)
-    seen: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[tuple[str, int], list[float]] = defaultdict(list)
     for (name, _), (first, *again) in mine.items():
         for one in again:
-            seen[name][one.item].append(likeness(first.value, one.value))
-    return {name: result for name in seen if (result := _shares(seen[name])) is not None}
+            if one.item != first.item:  # which may show the same text twice
+                seen[name, one.item].append(likeness(first.value, one.value))
+    return {repeat: statistics.fmean(values) for repeat, values in seen.items()}
+
+
+def self_consistency(again: Mapping[tuple[str, int], float]) -> dict[str, Share]:
+    """Return each annotator's likeness with themselves over their repeats."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for (name, _), alike in again.items():
+        seen[name].append(alike)
+    shares = {name: share(sum(values), len(values)) for name, values in seen.items()}
+    return {name: result for name, result in shares.items() if result is not None}
 
 
 def left_lean(judged: Iterable[Judged]) -> dict[str, Share]:

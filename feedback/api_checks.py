@@ -25,6 +25,22 @@ class KnownAnswerInput(serializers.Serializer[Any]):
         help_text="Groups of positions, best first; those of one group are not told apart.",
     )
     thumb = serializers.ChoiceField(choices=[1, -1], required=False)
+    ratings = serializers.DictField(
+        child=serializers.DictField(child=serializers.IntegerField(min_value=1)),
+        required=False,
+        help_text="Where responses are rated: levels by position and scale, {“0”: {“tone”: 4}}.",
+    )
+
+
+class GoldAnswerInput(KnownAnswerInput):
+    """A known answer; of levels, how far off still counts as right."""
+
+    within = serializers.IntegerField(
+        min_value=0,
+        default=None,
+        allow_null=True,
+        help_text=f"Of ratings; {gold.WITHIN} if absent.",
+    )
 
 
 class GoldSerializer(serializers.ModelSerializer[Item]):
@@ -111,7 +127,7 @@ class GoldView(LeadView):
     class Input(serializers.Serializer[Any]):
         prompt = serializers.JSONField(help_text="A text, or a list of {role, content}.")
         responses = serializers.ListField(child=serializers.CharField(), max_length=9)
-        answer = KnownAnswerInput()
+        answer = GoldAnswerInput()
 
     @extend_schema(responses=GoldSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:
@@ -128,10 +144,10 @@ class GoldView(LeadView):
 
 
 class ItemGoldView(LeadView):
-    @extend_schema(request=KnownAnswerInput, responses=GoldSerializer)
+    @extend_schema(request=GoldAnswerInput, responses=GoldSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Make an item gold, or give a gold item another answer."""
-        data = KnownAnswerInput(data=request.data)
+        data = GoldAnswerInput(data=request.data)
         data.is_valid(raise_exception=True)
         item = gold.make_gold(item=self.item(pk), answer=data.validated_data, by=self.user)
         return Response(GoldSerializer(item).data)

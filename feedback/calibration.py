@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from accounts.errors import Conflict, ProductError
 from accounts.models import Membership, User
 from accounts.services import audit
-from feedback import agreement
+from feedback import agreement, extras, scales
 from feedback.agreement import Share
 from feedback.assignment import orders
 from feedback.models import (
@@ -25,6 +25,7 @@ from feedback.models import (
     Slot,
 )
 from feedback.probes import copy_item
+from feedback.scales import Rated
 
 MOST_ITEMS = 50
 
@@ -160,14 +161,23 @@ def result(session: CalibrationSession) -> Result:
 
     items = list(session.items.select_related("prompt").order_by("id"))
     slots = list(Slot.objects.filter(item__in=items).values_list("item_id", "state"))
-    rows = Judgement.objects.standing().filter(item__in=items).order_by("id")
-    judged = [
-        judged_row(*row)
-        for row in rows.values_list(
-            "item_id", "annotator__username", "shown", "ranking", "thumb", "seconds"
+    rows = list(
+        Judgement.objects.standing()
+        .filter(item__in=items)
+        .order_by("id")
+        .values_list(
+            "item_id", "annotator__username", "shown", "ranking", "thumb", "seconds", "ratings"
         )
-    ]
+    )
+    judged = [judged_row(*row[:6]) for row in rows]
     found = agreement.verdicts(judged)
+    alpha = agreement.alpha(found, mirrored=any(one.ranking is not None for one in judged))
+    if session.campaign.kind == Campaign.Kind.RATING:
+        rated = [Rated(row[0], row[1], row[6]) for row in rows]
+        likert = extras.stored(session.campaign.extras).ratings
+        levels = {scale.key: scale.levels for scale in likert}
+        found = scales.as_verdicts(rated, levels)
+        alpha = scales.mean_alpha(rated, levels)
     by_item = agreement.agreement_by_item(found)
     filled = [item for item, state in slots if state == Slot.State.FILLED]
     asked = [item for item, _ in slots]
@@ -181,7 +191,7 @@ def result(session: CalibrationSession) -> Result:
         for item in items
     ]
     return Result(
-        alpha=agreement.alpha(found, mirrored=any(one.ranking is not None for one in judged)),
+        alpha=alpha,
         judged=len(filled),
         asked=len(asked),
         items=sorted(results, key=lambda one: (one.agreement is None, one.agreement, one.item.pk)),

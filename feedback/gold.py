@@ -12,22 +12,24 @@ from django.db.models import Count, Q
 from accounts.errors import Conflict, ProductError
 from accounts.models import User
 from accounts.services import audit
-from feedback.models import MAX_RESPONSES, Campaign, Item, ItemRole, Response
+from feedback import extras
+from feedback.models import MAX_RESPONSES, Campaign, Item, ItemRole, Judgement, Response
 from feedback.probes import copy_item
+from feedback.scales import Graded, Known, Rated, grade
 from feedback.services import add_prompts, check_messages
 
-# The kinds whose answer tells one response from another, or good from bad.
-GOLD_KINDS = (Campaign.Kind.RANKING, Campaign.Kind.PAIRWISE, Campaign.Kind.THUMBS)
+# How far from a known level people may be unless the lead says otherwise.
+WITHIN = 1
 
 
 def check_answer(campaign: Campaign, answer: Mapping[str, Any], responses: int) -> dict[str, Any]:
     """Return an answer by position that tells something apart, or raise ProductError.
 
-    It is ``{"thumb": 1}`` or ``{"ranking": [[1], [0, 2]]}``: groups of positions, best first, every
-    response once.
+    It is ``{"thumb": 1}``, ``{"ranking": [[1], [0, 2]]}``: groups of positions, best first, every
+    response once, or ``{"ratings": {"0": {"tone": 4}}}``: levels of some scales of some responses.
     """
-    if campaign.kind not in GOLD_KINDS:
-        raise ProductError("Known answers go with comparisons, rankings and thumbs.")
+    if campaign.kind == Campaign.Kind.RATING:
+        return {"ratings": _check_levels(campaign, answer.get("ratings"), responses)}
     if campaign.kind == Campaign.Kind.THUMBS:
         if answer.get("thumb") not in (-1, 1):
             raise ProductError("Say whether the answer is good: “thumb” is 1 or -1.")
@@ -47,6 +49,54 @@ def check_answer(campaign: Campaign, answer: Mapping[str, Any], responses: int) 
     return {"ranking": ranking}
 
 
+def _check_levels(campaign: Campaign, given: Any, responses: int) -> dict[str, dict[str, int]]:
+    """Return the levels that a lead named, by position and scale; scales left out say nothing."""
+    asked = {scale.key: scale for scale in extras.stored(campaign.extras).ratings}
+    if not isinstance(given, Mapping) or not all(isinstance(of, Mapping) for of in given.values()):
+        raise ProductError("“ratings” names levels by position and scale: {“0”: {“tone”: 4}}.")
+    named = {str(position): dict(levels) for position, levels in given.items() if levels}
+    if not named:
+        raise ProductError("Name the right level of at least one scale of a response.")
+    if unknown := sorted(set(named) - {str(position) for position in range(responses)}):
+        raise ProductError(
+            f"There is no response at position {unknown[0][:20]}; positions are 0 to "
+            f"{responses - 1}."
+        )
+    for levels in named.values():
+        for key, level in levels.items():
+            if key not in asked:
+                raise ProductError(
+                    f"This campaign has no scale “{str(key)[:40]}”. There are {', '.join(asked)}."
+                )
+            scale = asked[key]
+            if type(level) is not int or not 1 <= level <= scale.levels:
+                raise ProductError(f"{scale.label} is rated from 1 to {scale.levels}.")
+    return named
+
+
+def check_gold(campaign: Campaign, answer: Mapping[str, Any], responses: int) -> dict[str, Any]:
+    """Return a known answer as ``check_answer`` does; known levels say how far off still counts.
+
+    ProductError where a level leaves nothing that would be wrong.
+    """
+    clean = check_answer(campaign, answer, responses)
+    if "ratings" not in clean:
+        return clean
+    within = answer.get("within")
+    within = WITHIN if within is None else within
+    if type(within) is not int or within < 0:
+        raise ProductError("“within” is how many levels off still count as right: 0 or more.")
+    for scale in extras.stored(campaign.extras).ratings:
+        for levels in clean["ratings"].values():
+            level = levels.get(scale.key)
+            if level and Known(level, within, scale.levels).chance == 1:
+                raise ProductError(
+                    f"On {scale.label} every level is within {within} of {level}, so nobody could "
+                    "be wrong. Allow less, or name another level."
+                )
+    return clean | {"within": within}
+
+
 @transaction.atomic
 def make_gold(*, item: Item, answer: Mapping[str, Any], by: User) -> Item:
     """Return the gold copy of an item under this answer, or the gold item itself with a new one.
@@ -56,7 +106,7 @@ def make_gold(*, item: Item, answer: Mapping[str, Any], by: User) -> Item:
     """
     item = Item.objects.select_for_update().select_related("campaign__project").get(pk=item.pk)
     campaign = item.campaign
-    clean = check_answer(campaign, answer, item.responses.count())
+    clean = check_gold(campaign, answer, item.responses.count())
     if item.role == ItemRole.GOLD:
         Item.objects.filter(pk=item.pk).update(gold_answer=clean)
         golden, action = item, "gold.change"
@@ -88,7 +138,7 @@ def add_gold(
         )
     if any(not text.strip() for text in responses) or len(set(responses)) < len(responses):
         raise ProductError("Every response needs a text of its own.")
-    clean = check_answer(campaign, answer, len(responses))
+    clean = check_gold(campaign, answer, len(responses))
     [stored] = add_prompts(project=campaign.project, prompts=[check_messages(prompt)])
     item = Item.objects.create(
         campaign=campaign, prompt=stored, role=ItemRole.GOLD, gold_answer=clean
@@ -125,6 +175,8 @@ def truths(answers: Mapping[int, Mapping[str, Any]]) -> dict[Hashable, int]:
         if "thumb" in answer:
             known[item] = answer["thumb"]
             continue
+        if "ranking" not in answer:
+            continue  # levels tell nothing of which is better
         rank = {
             places[item][position]: index
             for index, group in enumerate(answer["ranking"])
@@ -135,6 +187,43 @@ def truths(answers: Mapping[int, Mapping[str, Any]]) -> dict[Hashable, int]:
             if lead:
                 known[first, second] = 1 if lead > 0 else -1
     return known
+
+
+def known_levels(campaign: Campaign) -> dict[tuple[Hashable, str], Known]:
+    """Return what is known of gold's levels, by response (as ratings name it) and scale.
+
+    Two queries, one without gold, none where a campaign does not rate.
+    """
+    if campaign.kind != Campaign.Kind.RATING:
+        return {}
+    rows = Item.objects.filter(campaign=campaign, role=ItemRole.GOLD)
+    answers = dict(rows.values_list("id", "gold_answer"))
+    return levels_in(campaign, {item: answer or {} for item, answer in answers.items()})
+
+
+def levels_in(
+    campaign: Campaign, answers: Mapping[int, Mapping[str, Any]]
+) -> dict[tuple[Hashable, str], Known]:
+    """Return the levels that answers by item name, by response and scale; one query or none."""
+    if not answers:
+        return {}
+    scales = {scale.key: scale.levels for scale in extras.stored(campaign.extras).ratings}
+    found = Response.objects.filter(item__in=answers).values_list("item", "position", "id")
+    return {
+        (str(response), key): Known(level, answers[item].get("within", 0), scales[key])
+        for item, position, response in found
+        for key, level in answers[item].get("ratings", {}).get(str(position), {}).items()
+    }
+
+
+def graded(campaign: Campaign) -> list[Graded]:
+    """Return how everybody's levels met the known ones, in the order they came; three queries."""
+    known = known_levels(campaign)
+    if not known:
+        return []
+    judged = Judgement.objects.standing().filter(campaign=campaign, item__role=ItemRole.GOLD)
+    rated = judged.order_by("id").values_list("item_id", "annotator__username", "ratings")
+    return grade((Rated(*row) for row in rated), known)
 
 
 @transaction.atomic

@@ -164,7 +164,9 @@ def whole(judgement: Judgement) -> Whole:
         changes=changes(found[judgement.corrected_id].text, judgement.correction)
         if judgement.corrected_id
         else [],
-        known=letters.answer_in_letters(item.gold_answer, by_position) if item.gold_answer else "",
+        known=letters.answer_in_letters(item.gold_answer, by_position, scales=asked.ratings)
+        if item.gold_answer
+        else "",
         first=_first(judgement),
     )
 

@@ -107,7 +107,7 @@ def watch_campaigns() -> int:
 
 def watch_campaign(campaign: Campaign) -> list[Pause]:
     """Run the sequential test over a campaign; pause those over whom it raises the alarm."""
-    from feedback.quality import judged_in
+    from feedback.quality import judged_in, repeats
 
     seen = Judgement.objects.filter(campaign=campaign).aggregate(newest=Max("id"))["newest"] or 0
     claimed = Campaign.objects.filter(pk=campaign.pk, tested_to__lt=seen).update(tested_to=seen)
@@ -119,6 +119,8 @@ def watch_campaign(campaign: Campaign) -> list[Pause]:
         known=gold.known_truths(campaign),
         decided=adjudication.decided_truths(campaign),
         forgiven=forgiven(campaign),
+        graded=gold.graded(campaign),
+        again=repeats(campaign) if campaign.kind != Campaign.Kind.RATING else None,
     )
     alarms = {one.annotator: one for one in standings if one.state == "alarm"}
     paused = []

@@ -26,7 +26,7 @@ from feedback.models import (
     Response,
     text_digest,
 )
-from feedback.scales import Rated, ScaleAgreement
+from feedback.scales import Graded, Known, Rated, ScaleAgreement
 
 __all__ = [
     "Share",
@@ -171,7 +171,7 @@ class State:
 def report(campaign: Campaign) -> Report:
     """Return the campaign's quality, computed anew only when a judgement or a decision comes."""
     state = state_of(Judgement.objects.filter(campaign=campaign))
-    key = state.key("report-with-scales", campaign.pk, _rulings(campaign))
+    key = state.key("report-weighing-raters", campaign.pk, _rulings(campaign))
     return kept(key, lambda: _report(campaign, state))
 
 
@@ -251,10 +251,12 @@ def _report(campaign: Campaign, state: State) -> Report:
     found = examine(
         _judged(campaign, pairs=MOST_VERDICTS),
         judgements=state.standing,
-        consistency=_consistency(campaign),
+        again=repeats(campaign),
         known=gold.known_truths(campaign),
         decided=adjudication.decided_truths(campaign),
         forgiven=pauses.forgiven(campaign),
+        graded=gold.graded(campaign),
+        levels=adjudication.decided_levels(campaign) | gold.known_levels(campaign),
         rated=_rated(campaign, asked),
         asked=asked,
     )
@@ -271,29 +273,44 @@ def examine(
     judged: Sequence[Judged],
     *,
     judgements: int | None = None,
-    consistency: Mapping[str, Share] | None = None,
+    again: Mapping[tuple[str, int], float] | None = None,
     known: Mapping[Hashable, int] | None = None,
     decided: Mapping[Hashable, int] | None = None,
     forgiven: Collection[tuple[str, int]] = (),
+    graded: Sequence[Graded] = (),
+    levels: Mapping[tuple[Hashable, str], Known] | None = None,
     rated: Sequence[Rated] = (),
     asked: Sequence[Scale] = (),
 ) -> Report:
     """Return the report on judgements in the order they came; no database.
 
-    ``known``, ``decided`` and ``forgiven`` are as in ``trust.assess``. Where nothing is compared,
-    people agree or not by what they ``rated`` on the scales ``asked``.
+    ``known``, ``decided``, ``forgiven``, ``graded`` and ``again`` are as in ``trust.assess``. Where
+    nothing is compared, people agree or not by what they ``rated`` on the scales ``asked``; leads
+    know some ``levels``.
     """
-    from feedback import trust
+    from feedback import raters, trust
 
     verdicts = agreement.verdicts(judged)
     ranked = any(one.ranking is not None for one in judged)
-    assessed = trust.assess(judged, known=known, decided=decided, forgiven=forgiven)
+    again = again or {}
+    assessed = trust.assess(
+        judged,
+        known=known,
+        decided=decided,
+        forgiven=forgiven,
+        graded=graded,
+        # On scales, those who guess agree with themselves by more than half.
+        again=again if verdicts else None,
+    )
+    consistency = agreement.self_consistency(again)
     standings = {one.annotator: one for one in assessed}
-    on_gold = agreement.agreement_with_truth(verdicts, known or {})
-    # Levels tell how far people agree, but not who is right: the trust test goes without them.
-    graded = verdicts or scales.as_verdicts(rated, {scale.key: scale.levels for scale in asked})
-    between = agreement.agreement_between(graded)
-    rest = agreement.agreement_with_rest(graded)
+    on_gold = agreement.agreement_with_truth(verdicts, known or {}) | scales.right_on_gold(graded)
+    sizes = {scale.key: scale.levels for scale in asked}
+    compared = verdicts or scales.as_verdicts(rated, sizes)
+    # The trust test goes without this: an agreed level is no known one.
+    knowing = {} if verdicts else raters.competence(rated, sizes, levels)
+    between = agreement.agreement_between(compared)
+    rest = agreement.agreement_with_rest(compared)
     leans, kept = agreement.left_lean(judged), agreement.kept_order(judged)
     medians = agreement.median_seconds(judged)
     pace = agreement.speed_outliers(medians)
@@ -315,10 +332,10 @@ def examine(
                 left_lean=leans.get(name),
                 kept_order=kept.get(name),
                 rest=rest.get(name),
-                consistency=(consistency or {}).get(name),
+                consistency=consistency.get(name),
                 gold=on_gold.get(name),
-                competence=standing.right if name in rest and verdicts else None,
-                weight=standing.weight if name in rest and verdicts else None,
+                competence=knowing.get(name, standing.right if name in rest else None),
+                weight=knowing.get(name, standing.weight if name in rest else None),
                 trust=standing.state,
                 flags=tuple(flags),
             )
@@ -336,7 +353,7 @@ def examine(
         ],
         disputed=[
             Disputed(item=item, agreement=value)
-            for item, value in agreement.agreement_by_item(graded).items()
+            for item, value in agreement.agreement_by_item(compared).items()
             if value < 1
         ][:MOST_NAMED],
         scales=[
@@ -364,11 +381,12 @@ def _alike(
     return found
 
 
-def _consistency(campaign: Campaign) -> dict[str, Share]:
-    """Return each annotator's likeness with themselves where the same texts came back to them.
+def repeats(campaign: Campaign) -> dict[tuple[str, int], float]:
+    """Return annotators' likeness with themselves on each item whose texts came back to them.
 
-    A repeat is an item of the same prompt, here or in another campaign, whose two texts are the
-    same; the sides it shows them on are its own. Two queries, one where there are none.
+    A repeat is an item of the same prompt, here or in another campaign, where they say something of
+    the same texts; the sides it shows them on are its own. Levels are compared within the campaign,
+    for another one's scale of that name may be another. Two queries, one where there are none.
     """
     prompts = Item.objects.filter(campaign=campaign).values("prompt")
     again = (
@@ -378,17 +396,19 @@ def _consistency(campaign: Campaign) -> dict[str, Share]:
         .filter(n__gt=1)
         .values("prompt")
     )
+    rating = campaign.kind == Campaign.Kind.RATING
     rows = list(
         Judgement.objects.standing()
         .filter(
+            Q(campaign=campaign) if rating else Q(ranking__isnull=False) | Q(thumb__isnull=False),
             item__prompt__in=again,
             campaign__project=campaign.project_id,
-            ranking__isnull=False,
             annotator__in=Judgement.objects.filter(campaign=campaign).values("annotator"),
         )
         .order_by("-id")
         .values_list(
             "item__prompt_id",
+            "ratings",
             "item_id",
             "annotator__username",
             "shown",
@@ -399,18 +419,30 @@ def _consistency(campaign: Campaign) -> dict[str, Share]:
     )
     if not rows:
         return {}
-    texts = dict(
-        Response.objects.filter(item__in={row[1] for row in rows}).values_list("id", MD5("text"))
-    )
+    items = {row[2] for row in rows}
+    texts = dict(Response.objects.filter(item__in=items).values_list("id", MD5("text")))
+    levels = {scale.key: scale.levels for scale in extras.stored(campaign.extras).ratings}
     verdicts = []
-    for prompt, *row in reversed(rows):
-        for one in agreement.verdicts([judged_row(*row)]):
-            pair: Any = one.unit
-            first, second = (texts[response] for response in pair)
-            if first == second:
-                continue
-            # Named by text, the pair is the same unit in whichever item it stands.
-            value = one.value if first < second else -one.value
-            unit = (prompt, *sorted((first, second)))
-            verdicts.append(Verdict(one.item, unit, one.annotator, value))
-    return agreement.self_consistency(verdicts)
+    for prompt, ratings, *row in reversed(rows):
+        judged = judged_row(*row)
+        if rating:
+            found = scales.as_verdicts([Rated(judged.item, judged.annotator, ratings)], levels)
+        else:
+            found = agreement.verdicts([judged])
+        verdicts += [named for one in found if (named := _by_text(one, judged, prompt, texts))]
+    return agreement.repeats(verdicts)
+
+
+def _by_text(one: Verdict, judged: Judged, prompt: int, texts: Mapping[int, str]) -> Verdict | None:
+    """Return a verdict on texts, one unit in whichever item they stand; None for equal ones."""
+    unit: Any = one.unit
+    if judged.thumb is not None:
+        return replace(one, unit=(prompt, texts[judged.shown[0]]))
+    if judged.ranking is None:
+        response, key = unit
+        return replace(one, unit=(prompt, texts[int(response)], key))
+    first, second = (texts[response] for response in unit)
+    if first == second:
+        return None
+    value = one.value if first < second else -one.value
+    return replace(one, unit=(prompt, *sorted((first, second))), value=value)

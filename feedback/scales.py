@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from feedback.agreement import Verdict, alpha_of_counts
+from feedback.agreement import Share, Verdict, alpha_of_counts, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,33 @@ class Rated:
     item: int
     annotator: str
     levels: Mapping[Hashable, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The right level of one response on a scale of ``levels``; ``within`` levels off is right."""
+
+    level: int
+    within: int
+    levels: int
+
+    @property
+    def chance(self) -> float:
+        """Return the share of the scale's levels that are right: how often a guess is."""
+        low, high = max(1, self.level - self.within), min(self.levels, self.level + self.within)
+        return (high - low + 1) / self.levels
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One annotator's answer to a gold item.
+
+    ``hits`` says of each known level whether it was met, and how often a guess meets it.
+    """
+
+    item: int
+    annotator: str
+    hits: tuple[tuple[bool, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,14 @@ def on_scale(rated: Iterable[Rated], *, key: str, label: str, levels: int) -> Sc
     )
 
 
+def mean_alpha(rated: Iterable[Rated], levels: Mapping[str, int]) -> float | None:
+    """Return the mean of the scales' ordinal alphas; None where no scale has one."""
+    rated = list(rated)
+    found = [on_scale(rated, key=key, label=key, levels=n).alpha for key, n in levels.items()]
+    known = [alpha for alpha in found if alpha is not None]
+    return statistics.fmean(known) if known else None
+
+
 def as_verdicts(rated: Iterable[Rated], levels: Mapping[str, int]) -> list[Verdict]:
     """Return every level as a verdict on its response and scale, its ends at -1 and 1.
 
@@ -62,3 +99,30 @@ def as_verdicts(rated: Iterable[Rated], levels: Mapping[str, int]) -> list[Verdi
         for key, level in given.items()
         if key in levels
     ]
+
+
+def grade(rated: Iterable[Rated], known: Mapping[tuple[Hashable, str], Known]) -> list[Graded]:
+    """Return how everybody's levels meet the known ones, in the same order.
+
+    ``known`` goes by response and scale; whoever rated none of them is left out.
+    """
+    found = []
+    for one in rated:
+        hits = tuple(
+            (abs(level - right.level) <= right.within, right.chance)
+            for response, given in one.levels.items()
+            for key, level in given.items()
+            if (right := known.get((response, key))) is not None
+        )
+        if hits:
+            found.append(Graded(one.item, one.annotator, hits))
+    return found
+
+
+def right_on_gold(graded: Iterable[Graded]) -> dict[str, Share]:
+    """Return the share of known levels that each annotator met; items are the cases."""
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for one in graded:
+        by_name[one.annotator].append(sum(hit for hit, _ in one.hits) / len(one.hits))
+    shares = {name: share(sum(values), len(values)) for name, values in by_name.items()}
+    return {name: found for name, found in shares.items() if found is not None}

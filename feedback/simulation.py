@@ -12,15 +12,17 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
+from itertools import combinations
 from typing import Any
 
 import httpx
 
-from feedback.agreement import Judged
+from feedback.agreement import Judged, repeats, verdicts
+from feedback.scales import Rated
 
 Preference = Callable[[str, str], float]
 
@@ -296,6 +298,173 @@ def judge_all(
                 )
             )
     return judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a crowd said with gold and repeats among its tasks, as ``trust.assess`` takes it."""
+
+    judged: list[Judged]
+    known: dict[Hashable, int]
+    again: dict[tuple[str, int], float]
+
+
+def judge_checked(
+    *,
+    crowd: Sequence[Profile],
+    each: int,
+    responses: int,
+    overlap: int,
+    gold_every: int,
+    repeat_every: int = 0,
+    repeat_after: int = 20,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> Checked:
+    """Return ``each`` tasks of everybody, gold and repeats dealt by lot as by ``feedback.probes``.
+
+    Gold is no clearer than other items. A repeat is an own earlier item with its sides swapped.
+    """
+    items, preference, worth = questions(
+        -(-each * len(crowd) // overlap) + each, responses=responses, seed=seed
+    )
+    normal, golden = items[:-each], items[-each:]
+    alone = judge_all(
+        normal, crowd=crowd, preference=preference, overlap=overlap, noise=noise, seed=seed
+    )
+    shared = judge_all(
+        golden, crowd=crowd, preference=preference, overlap=len(crowd), noise=noise, seed=seed + 1
+    )
+    shared = [replace(one, item=one.item + len(normal)) for one in shared]
+    known: dict[Hashable, int] = {
+        (one, other): 1 if worth[one] > worth[other] else -1
+        for question in golden
+        for one, other in combinations(sorted(number for number, _ in question.responses), 2)
+    }
+    gold, repeat = (1 / every if every else 0.0 for every in (gold_every, repeat_every))
+    judged: list[Judged] = []
+    likeness: dict[tuple[str, int], float] = {}
+    for number, profile in enumerate(crowd):
+        name = f"{number} {profile}"
+        lot = random.Random(f"{seed}:lot:{name}")
+        own = iter([one for one in alone if one.annotator == name])
+        golds = iter([one for one in shared if one.annotator == name])
+        done: list[Judged] = []
+        probed = False
+        for place in range(each):
+            drawn = 1.0 if probed or not place else lot.random() * (1 - gold - repeat)
+            old = [
+                one
+                for one in done[: max(0, len(done) - repeat_after)]
+                if 0 <= one.item < len(normal) and (name, -1 - one.item) not in likeness
+            ]
+            probed = drawn < gold or (drawn < gold + repeat and bool(old))
+            if drawn < gold:
+                done.append(next(golds))
+            elif probed:
+                first = lot.choice(old)
+                task = {
+                    "prompt": normal[first.item].prompt,
+                    "preference": preference,
+                    "profile": profile,
+                    "noise": noise,
+                    "chooser": lot,
+                }
+                second, alike = _again(first, dict(normal[first.item].responses), **task)
+                likeness[name, second.item] = alike
+                done.append(second)
+            else:
+                done.append(next(own))
+        judged += done
+    return Checked(judged=judged, known=known, again=likeness)
+
+
+def _again(first: Judged, texts: Mapping[int, str], **task: Any) -> tuple[Judged, float]:
+    """Return the judgement of a copy with its sides swapped, and how far it says the same."""
+    order = first.shown[::-1]
+    said = answer(kind="ranking", shown=[(one, texts[one]) for one in order], **task)
+    second = replace(
+        first, item=-1 - first.item, shown=order, ranking=tuple(map(tuple, said["ranking"]))
+    )
+    [alike] = repeats(verdicts([first, second])).values()
+    # A copy's responses are its own.
+    return replace(
+        second,
+        shown=tuple(-1 - one for one in order),
+        ranking=tuple(tuple(-1 - one for one in group) for group in said["ranking"]),
+    ), alike
+
+
+def rate_all(
+    items: Sequence[Question],
+    *,
+    crowd: Sequence[Profile],
+    preference: Preference,
+    scales: Mapping[str, int],
+    overlap: int = 3,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> list[Rated]:
+    """Return every item rated by ``overlap`` different people, in order, as ``judge_all`` does.
+
+    ``preference`` is how many standard deviations a response lies above the average one; the levels
+    of each scale are its equal parts (``true_level``).
+    """
+    names = [f"{number} {profile}" for number, profile in enumerate(crowd)]
+    choosers = [random.Random(f"{seed}:{name}") for name in names]
+    dealer = random.Random(f"{seed}:dealer")
+    given = [0] * len(crowd)
+    rated = []
+    for item, question in enumerate(items):
+        free = sorted(range(len(crowd)), key=lambda who: (given[who], dealer.random()))
+        for who in free[:overlap]:
+            given[who] += 1
+            found: dict[Hashable, dict[str, int]] = {
+                str(response): _levels(
+                    preference(question.prompt, text),
+                    scales=scales,
+                    profile=crowd[who],
+                    noise=noise,
+                    secret=_secret(question.prompt, text),
+                    leftmost=place == 0,
+                    chooser=choosers[who],
+                )
+                for place, (response, text) in enumerate(
+                    dealer.sample(question.responses, len(question.responses))
+                )
+            }
+            rated.append(Rated(item, names[who], found))
+    return rated
+
+
+def true_level(worth: float, levels: int) -> int:
+    """Return the level of a response so many standard deviations above the average one."""
+    return 1 + min(levels - 1, int(levels * statistics.NormalDist().cdf(worth)))
+
+
+def _levels(
+    worth: float,
+    *,
+    scales: Mapping[str, int],
+    profile: Profile,
+    noise: float,
+    secret: float,
+    leftmost: bool,
+    chooser: random.Random,
+) -> dict[str, int]:
+    """Return what somebody of this profile gives one response; the lazy always give a 4 of 5."""
+    if profile is Profile.LAZY:
+        return {key: max(1, levels - 1) for key, levels in scales.items()}
+    if profile is Profile.SPAMMING:
+        return {key: chooser.randint(1, levels) for key, levels in scales.items()}
+    if profile is Profile.COLLUDING:
+        return {key: true_level(secret, levels) for key, levels in scales.items()}
+    if profile is Profile.LEFT_BIASED and leftmost and chooser.random() < LEFT_PULL:
+        return dict(scales)
+    spread = max(noise, NOISY) if profile is Profile.NOISY else noise
+    return {
+        key: true_level(worth + chooser.gauss(0, spread), levels) for key, levels in scales.items()
+    }
 
 
 def _secret(prompt: str, text: str) -> float:

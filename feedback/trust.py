@@ -11,6 +11,12 @@ it gets there with probability at most alpha, however long we watch and however 
 
 **Gold.** Where the truth of a unit is known, it stands fixed: it teaches EM how good each annotator
 is even where nobody else judged, and the test holds their verdicts on it against the truth itself.
+Where levels of a scale are known, the test holds what people rated against those.
+
+**Repeats.** Who guesses says the same again of half the pairs. Where nobody else judges an item,
+gold alone tells too little within sixty tasks, and repeats are evidence, too. But whoever errs
+steadily agrees with themselves, so the test averages two ratios, with repeats and without: the mean
+of two martingales is one, and either can raise the alarm.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ from feedback.agreement import Judged, Verdict, kept_order, left_lean, verdicts
 if TYPE_CHECKING:
     import numpy as np
 
+    from feedback.scales import Graded
+
 # Pseudo-judgements of prior belief that an annotator is right three times in four.
 PRIOR_RIGHT, PRIOR_WRONG = 3.0, 1.0
 ITERATIONS = 100
@@ -38,6 +46,9 @@ ACCEPTABLE_COMPETENCE, BAD_COMPETENCE = 0.8, 0.5
 LEAST_ACCEPTABLE = 0.6
 # Gold is chosen to be clear: who is acceptable gets more than nine in ten right.
 ACCEPTABLE_ON_GOLD = 0.92
+# How often somebody acceptable says the same of a pair again, its sides swapped. Where people
+# typically do less, the typical is acceptable, as with competence.
+ACCEPTABLE_AGAIN, BAD_AGAIN = 0.75, 0.5
 # Of the room between chance (1 / K) and always: people do lean a little.
 ACCEPTABLE_LEAN, BAD_LEAN = 0.1, 0.6
 FALSE_ALARM = 0.04
@@ -200,6 +211,28 @@ def competence_step(chance: float, *, acceptable: float = ACCEPTABLE_COMPETENCE)
     return math.log(likelihood(BAD_COMPETENCE) / likelihood(acceptable))
 
 
+def graded_step(hits: Sequence[tuple[bool, float]]) -> float:
+    """Return the log ratio of guessing to acceptable for an item's (met, chance) known levels.
+
+    The levels of an item hang together. The mean of ratios that are each 1 on average is 1 on
+    average however they do, so the false-alarm rate holds where their product would break it.
+    """
+    ratios = [
+        chance / ACCEPTABLE_ON_GOLD if met else (1 - chance) / (1 - ACCEPTABLE_ON_GOLD)
+        for met, chance in hits
+    ]
+    return math.log(statistics.fmean(ratios))
+
+
+def again_step(alike: float, *, acceptable: float) -> float:
+    """Return the log ratio of guessing to acceptable for an item judged again, 1 for all the same.
+
+    A share of its pairs says the same: the mean of their ratios, as in ``graded_step``.
+    """
+    agreed = alike * BAD_AGAIN / acceptable
+    return math.log(agreed + (1 - alike) * (1 - BAD_AGAIN) / (1 - acceptable))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """What the tests say of one annotator; ``flags`` are words for people."""
@@ -228,26 +261,34 @@ def assess(
     known: Mapping[Hashable, int] | None = None,
     decided: Mapping[Hashable, int] | None = None,
     forgiven: Collection[tuple[str, int]] = (),
+    graded: Sequence[Graded] = (),
+    again: Mapping[tuple[str, int], float] | None = None,
 ) -> list[Standing]:
     """Return every annotator's standing, in order of their names.
 
-    ``known`` is the truth of gold units, ``decided`` what leads found about disputed ones. What was
-    decided, or is ``forgiven`` by annotator and item, teaches the model but does not count in the
-    tests: disputes are chosen for being hard, and a lead has looked at what is forgiven.
+    ``known`` is the truth of gold units, ``graded`` what people rated where levels are known, and
+    ``decided`` what leads found about disputed units. What was decided, or is ``forgiven`` by
+    annotator and item, teaches the model but does not count in the tests: disputes are chosen for
+    being hard, and a lead has looked at what is forgiven. ``again`` is how far people agreed with
+    themselves, by annotator and the item that repeats.
 
-    An honest annotator, of acceptable competence and little lean, is flagged with probability at
-    most ``false_alarm``: half of it is spent on competence, a quarter on each side.
+    An honest annotator, of acceptable competence and constancy and little lean, is flagged with
+    probability at most ``false_alarm``: half of it is spent on competence, a quarter on each side.
     """
     found = verdicts(judged)
     ranked = any(one.ranking is not None for one in judged)
     known, decided = known or {}, decided or {}
     model = competence(found, prior=0.5 if ranked else None, known={**decided, **known})
     steps = _competence_steps(found, model, known, decided, forgiven)
+    for each in graded:
+        if (each.annotator, each.item) not in forgiven:
+            steps[each.annotator, each.item] = graded_step(each.hits)
+    evidence = _evidence(judged, steps, again or {}, forgiven)
     lefts, rights = _side_steps(one for one in judged if (one.annotator, one.item) not in forgiven)
     kept, leans = kept_order(judged), left_lean(judged)
     standings = []
     for name in sorted({one.annotator for one in judged}):
-        trial = sequential(steps[name], false_alarm=false_alarm / 2)
+        trial = sequential(evidence[name], false_alarm=false_alarm / 2)
         left = sequential(lefts[name], false_alarm=false_alarm / 4)
         right = sequential(rights[name], false_alarm=false_alarm / 4)
         flags = []
@@ -258,12 +299,12 @@ def assess(
             flags.append("leans right")
         if trial.state == "alarm":
             flags.append("no better than chance")
-        judged_anything = bool(steps[name]) or name in leans
+        compared = name in model.right and (bool(evidence[name]) or name in leans)
         standings.append(
             Standing(
                 annotator=name,
-                right=model.right.get(name) if judged_anything else None,
-                weight=model.weight(name) if judged_anything else None,
+                right=model.right[name] if compared else None,
+                weight=model.weight(name) if compared else None,
                 competence=trial,
                 left=left,
                 right_side=right,
@@ -279,8 +320,8 @@ def _competence_steps(
     known: Mapping[Hashable, int],
     decided: Mapping[Hashable, int],
     forgiven: Collection[tuple[str, int]],
-) -> dict[str, list[float]]:
-    """Return each annotator's log ratios, one for each item, in order.
+) -> dict[tuple[str, int], float]:
+    """Return the log ratio of each annotator and item.
 
     An item's pairs hang together; their mean is no more than each pair's own ratio on average
     (exp is convex), so the false-alarm rate holds where their sum would break it.
@@ -295,10 +336,53 @@ def _competence_steps(
             least = ACCEPTABLE_ON_GOLD if one.unit in known else acceptable
             step = competence_step(chance, acceptable=least)
             items[one.annotator, one.item].append(step)
-    steps: dict[str, list[float]] = defaultdict(list)
-    for (name, _), values in items.items():
-        steps[name].append(math.fsum(values) / len(values))
-    return steps
+    return {key: math.fsum(values) / len(values) for key, values in items.items()}
+
+
+def _evidence(
+    judged: Iterable[Judged],
+    steps: Mapping[tuple[str, int], float],
+    again: Mapping[tuple[str, int], float],
+    forgiven: Collection[tuple[str, int]],
+) -> dict[str, list[float]]:
+    """Return by how much each annotator's log ratio moves with what they judged, in order."""
+    acceptable = _acceptable_again(again)
+    # Without repeats, and with them.
+    logs: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    moves: dict[str, list[float]] = defaultdict(list)
+    for one in judged:
+        key = (one.annotator, one.item)
+        repeat = again.get(key) if key not in forgiven else None
+        if key not in steps and repeat is None:
+            continue
+        alone, both = logs[one.annotator]
+        step = steps.get(key, 0.0)
+        now = alone + step, both + step
+        if repeat is not None:
+            now = now[0], now[1] + again_step(repeat, acceptable=acceptable[one.annotator])
+        logs[one.annotator] = now
+        moves[one.annotator].append(_log_mean(*now) - _log_mean(alone, both))
+    return moves
+
+
+def _acceptable_again(again: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """Return how far everybody must agree with themselves, judged by how far the others do."""
+    own: dict[str, list[float]] = defaultdict(list)
+    for (name, _), alike in again.items():
+        own[name].append(alike)
+    total = math.fsum(again.values())
+    found = {}
+    for name, mine in own.items():
+        others = len(again) - len(mine) + PRIOR_RIGHT + PRIOR_WRONG
+        typical = (total - math.fsum(mine) + PRIOR_RIGHT) / others
+        found[name] = min(ACCEPTABLE_AGAIN, max(LEAST_ACCEPTABLE, typical))
+    return found
+
+
+def _log_mean(one: float, other: float) -> float:
+    """Return log((e^one + e^other) / 2)."""
+    most = max(one, other)
+    return most + math.log((math.exp(one - most) + math.exp(other - most)) / 2)
 
 
 def _side_steps(

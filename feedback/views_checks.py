@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
 from accounts.pages import refused, sentence
 from accounts.templatetags.laurel import letter
-from feedback import adjudication, gold, letters, pauses
+from feedback import adjudication, extras, gold, letters, pauses
 from feedback.models import LEAST_EVERY, Campaign, Item, ItemRole, Judgement, Pause, Response
 from feedback.models_drafts import Draft
 
@@ -67,11 +68,12 @@ def _checks_context(campaign: Campaign, form: ChecksForm) -> dict[str, Any]:
     )
     judging = User.objects.filter(judgements__campaign=campaign).distinct().order_by("username")
     paused = {row.annotator_id for row in rows if row.ended_at is None}
+    scales = extras.stored(campaign.extras).ratings
     return {
         "campaign": campaign,
         "form": form,
         "golden": [
-            (item, letters.answer_in_letters(item.gold_answer or {}))
+            (item, letters.answer_in_letters(item.gold_answer or {}, scales=scales))
             for item in gold.gold_items(campaign)
         ],
         "pauses": rows,
@@ -143,6 +145,15 @@ def pause_lift(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One scale of one response in the form, and the level given to it."""
+
+    name: str
+    letter: str
+    given: str
+
+
+@dataclass(frozen=True)
 class Place:
     """A response in the form: its letter, text, and the place given to it."""
 
@@ -155,11 +166,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One scale in the form, with a cell for each response."""
+
+    scale: extras.Scale
+    levels: list[str]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
 class Said:
-    """One judgement by the letters of the responses: “B > A = D”."""
+    """One judgement by the letters of the responses: “B > A = D”, or a line of levels for each."""
 
     judgement: Judgement
-    order: str
+    lines: list[str]
 
 
 def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict[str, Any]:
@@ -172,6 +192,8 @@ def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict
     judgements = item.judgements.select_related("annotator").order_by("id")
     decisions = list(item.decisions.select_related("by"))
     copies = Item.objects.filter(repeat_of=item, role=ItemRole.GOLD)
+    rating = campaign.kind == Campaign.Kind.RATING
+    scales = extras.stored(campaign.extras).ratings
     return {
         "campaign": campaign,
         "item": item,
@@ -187,20 +209,73 @@ def _item_context(campaign: Campaign, item: Item, given: dict[str, str]) -> dict
             for one in responses
         ],
         "ranks": [str(rank) for rank in range(1, len(responses) + 1)],
-        "said": [Said(one, letters.said(one, named)) for one in judgements],
-        "decisions": [(one, letters.answer_in_letters(one.answer)) for one in decisions],
-        "gold_answer": letters.answer_in_letters(item.gold_answer) if item.gold_answer else "",
+        "grid": [_row(scale, responses, given) for scale in scales] if rating else [],
+        "said": [Said(one, _lines(one, named, scales if rating else ())) for one in judgements],
+        "decisions": [
+            (one, letters.answer_in_letters(one.answer, scales=scales)) for one in decisions
+        ],
+        "gold_answer": letters.answer_in_letters(item.gold_answer, scales=scales)
+        if item.gold_answer
+        else "",
         "gold_copy": copies.first(),
         "given": given,
-        "answerable": campaign.kind in gold.GOLD_KINDS
-        and item.role in (ItemRole.NORMAL, ItemRole.GOLD),
+        "answerable": item.role in (ItemRole.NORMAL, ItemRole.GOLD),
     }
+
+
+def _row(scale: extras.Scale, responses: Sequence[Response], given: Mapping[str, str]) -> Row:
+    names = {one.position: f"level-{one.position}-{scale.key}" for one in responses}
+    return Row(
+        scale=scale,
+        levels=[str(level) for level in range(1, scale.levels + 1)],
+        cells=[
+            Cell(name=name, letter=letter(position), given=given.get(name, ""))
+            for position, name in names.items()
+        ],
+    )
+
+
+def _lines(
+    judgement: Judgement, named: Mapping[int, str], scales: Sequence[extras.Scale]
+) -> list[str]:
+    if not scales:
+        return [letters.said(judgement, named)]
+    rated = {named[int(pk)]: levels for pk, levels in judgement.ratings.items()}
+    return [letters.levels_in_letters({one: rated[one]}, scales) for one in sorted(rated)]
+
+
+def _as_given(answer: dict[str, Any]) -> dict[str, str]:
+    """Return a known answer as its form says it."""
+    given = {
+        f"place-{position}": str(place)
+        for place, group in enumerate(answer.get("ranking", ()), start=1)
+        for position in group
+    }
+    given |= {
+        f"level-{position}-{key}": str(level)
+        for position, levels in answer.get("ratings", {}).items()
+        for key, level in levels.items()
+    }
+    return given | {name: str(answer[name]) for name in ("thumb", "within") if name in answer}
 
 
 def _read_answer(request: HttpRequest, campaign: Campaign, item: Item) -> dict[str, Any]:
     """Return the answer that the form says, by position."""
     if campaign.kind == Campaign.Kind.THUMBS:
         return {"thumb": {"1": 1, "-1": -1}.get(request.POST.get("thumb", ""))}
+    if campaign.kind == Campaign.Kind.RATING:
+        within = request.POST.get("within", "")
+        return {
+            "ratings": {
+                str(position): {
+                    scale.key: int(level[:3])
+                    for scale in extras.stored(campaign.extras).ratings
+                    if (level := request.POST.get(f"level-{position}-{scale.key}", "")).isdecimal()
+                }
+                for position in range(item.responses.count())
+            },
+            "within": int(within[:3]) if within.isdecimal() else None,
+        }
     by_place: dict[int, list[int]] = {}
     for position in range(item.responses.count()):
         place = request.POST.get(f"place-{position}", "")
@@ -223,7 +298,8 @@ def campaign_item(request: HttpRequest, slug: str, pk: int, item: int) -> HttpRe
     found = get_object_or_404(rows, campaign=campaign, pk=item)
     template = "feedback/item.html"
     if request.method != "POST":
-        return render(request, template, _item_context(campaign, found, {}))
+        given = _as_given(found.gold_answer or {})
+        return render(request, template, _item_context(campaign, found, given))
     try:
         answer = _read_answer(request, campaign, found)
         if request.POST.get("act") == "gold":

@@ -16,6 +16,7 @@ from feedback.agreement import (
     kept_order,
     left_lean,
     median_seconds,
+    repeats,
     self_consistency,
     share,
     speed_outliers,
@@ -117,7 +118,7 @@ def test_it_compares_repeats_with_their_first_showing() -> None:
         Verdict(4, "y", "a", -1),
         Verdict(1, "x", "b", 1),
     ]
-    consistency = self_consistency(found)
+    consistency = self_consistency(repeats(found))
     assert consistency["a"].value == 0.5
     assert consistency["a"].n == 2
     assert "b" not in consistency

@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from accounts.models import User
-from feedback import agreement, quality
+from feedback import agreement, calibration, quality
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign
 from feedback.scales import Rated, as_verdicts, on_scale
@@ -33,6 +33,37 @@ def test_it_has_no_alpha_of_a_scale_without_overlap() -> None:
     apart = [rated("a", 1), Rated(2, "b", {7: {"tone": 5}})]
     assert on_scale(apart, key="tone", label="Tone", levels=5).alpha is None
     assert on_scale([], key="tone", label="Tone", levels=5).alpha is None
+
+
+def test_a_calibration_session_says_how_far_raters_agree(
+    make_campaign: Callable[..., Campaign], annotator: User, second_annotator: User, lead: User
+) -> None:
+    asks = {"ratings": [{"label": "Tone", "levels": 5}]}
+    campaign = make_campaign(items=2, responses=2, kind="rating", asks=asks)
+    session = calibration.start(
+        campaign=campaign,
+        name="First",
+        items=list(campaign.items.all()),
+        members=[annotator, second_annotator],
+        by=lead,
+    )
+    for user, shift in ((annotator, 0), (second_annotator, 1)):
+        for _ in range(2):  # those of the session come first
+            task = claim(campaign=campaign, annotator=user)
+            assert task is not None
+            levels = {one.pk: {"tone": 1 + 3 * one.position + shift} for one in task.responses}
+            submit(
+                slot_id=task.slot.pk,
+                token=task.slot.token,
+                client_id=task.client_id,
+                annotator=user,
+                answer=Answer(ratings=levels),
+            )
+    found = calibration.result(session)
+    assert found.alpha is not None
+    assert 0 < found.alpha < 1
+    assert [one.agreement for one in found.items] == [0.75, 0.75]
+    assert found.pairs[0][2].value == 0.75
 
 
 def test_levels_are_alike_by_their_distance() -> None:
@@ -68,7 +99,8 @@ def test_the_quality_page_says_how_far_raters_agree(
     assert report.scales[0].alpha is not None
     assert 0 < report.scales[0].alpha < 1
     assert [row.rest and row.rest.value for row in report.rows] == [0.75, 0.75]
-    assert report.rows[0].weight is None, "levels do not tell who is right"
+    assert report.rows[0].weight == pytest.approx(report.rows[1].weight), "neither is outvoted"
+    assert not any(row.flags for row in report.rows), "agreed levels are no known ones"
     assert len(report.disputed) == 3
     page = login(lead).get(reverse("campaign_quality", args=["support", campaign.pk]))
     assert f"{report.scales[0].alpha:.2f}" in page.content.decode()

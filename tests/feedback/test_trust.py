@@ -10,6 +10,7 @@ import pytest
 
 from feedback.agreement import Judged, Verdict
 from feedback.trust import (
+    again_step,
     assess,
     bernoulli_step,
     competence,
@@ -169,3 +170,25 @@ def test_what_leads_decided_or_forgave_does_not_count_in_the_test() -> None:
     assert "no better than chance" in flags(known=truth)
     assert "no better than chance" not in flags(decided=truth)
     assert flags(known=truth, forgiven={("bad", item) for item in range(30)}) == ()
+
+
+def test_repeats_raise_the_alarm_over_who_guesses_and_hide_nobody_who_errs_steadily() -> None:
+    # Agreed: 0.5 / 0.75; not: 0.5 / 0.25. Half the pairs: (0.6667 + 2) / 2 = 1.3333.
+    assert again_step(1, acceptable=0.75) == pytest.approx(math.log(2 / 3))
+    assert again_step(0.5, acceptable=0.75) == pytest.approx(math.log(4 / 3))
+
+    def flags(right: bool, alike: float) -> tuple[str, ...]:
+        judged = [
+            Judged(item, "a", pair if item % 2 else pair[::-1], ranking=((pair[0],), (pair[1],)))
+            for item in range(12)
+            if (pair := (2 * item, 2 * item + 1))
+        ]
+        # The repeats come first: their sum alone would hide what gold says.
+        known = {(2 * item, 2 * item + 1): 1 if right else -1 for item in range(9, 12)}
+        again = {("a", item): alike for item in range(9)}
+        [standing] = assess(judged, known=known, again=again)
+        return standing.flags
+
+    assert flags(right=True, alike=1) == flags(right=True, alike=0.9) == ()
+    assert flags(right=True, alike=0) == ("no better than chance",)
+    assert flags(right=False, alike=1) == ("no better than chance",)

@@ -16,9 +16,11 @@ from rest_framework.test import APIClient
 
 from accounts.errors import ProductError
 from accounts.models import Project, User
+from feedback import adjudication, gold
 from feedback.assignment import Answer, claim, submit
 from feedback.extras import HELPSTEER
 from feedback.models import Campaign, Judgement, Response, text_digest
+from feedback.probes import plant_gold
 from inference.models import Version
 from tests.training.test_formats import write
 from tests.training.test_snapshot_kinds import take
@@ -212,6 +214,13 @@ def test_the_same_ratings_give_pairs_by_a_weighted_sum(rated: Campaign, project:
     assert all(total(row, "chosen") - total(row, "rejected") >= 2 for row in rows(snapshot))
     ledger = snapshot.manifest["ledger"]
     assert ledger["exported"] + ledger["excluded"].get("tie", 0) == 10
+    assert {row["margin"] for row in rows(snapshot)} == {1.0}
+    led = take(project, "preference", rated, attributes=weights, gap=2, margins="lead")
+    assert led.manifest["options"]["margins"] == "lead"
+    assert led.digest != snapshot.digest
+    assert led.manifest["ledger"] == ledger
+    for row in rows(led):
+        assert row["margin"] == pytest.approx(total(row, "chosen") - total(row, "rejected"))
 
 
 @pytest.mark.parametrize(
@@ -242,3 +251,21 @@ def test_scales_with_other_levels_share_no_column(
     snapshot.campaigns.set([rated])
     with pytest.raises(AssertionError, match="asks for coherence"):
         build_snapshot(snapshot_id=snapshot.pk)
+
+
+def test_known_levels_teach_nothing_and_decided_ones_are_the_label(
+    rated: Campaign, project: Project, lead: User
+) -> None:
+    first, second = rated.items.order_by("id")[:2]
+    levels = {"0": dict.fromkeys(SCALES, 5)}
+    golden = gold.make_gold(item=first, answer={"ratings": levels, "within": 0}, by=lead)
+    assert plant_gold(campaign=rated, annotator=lead)
+    rate_all(rated, lead, 1)
+    assert golden.judgements.count() == 1
+    adjudication.decide(item=second, answer={"ratings": levels}, why="A classic.", by=lead)
+    snapshot = take(project, "ratings", rated, votes="majority")
+    assert snapshot.manifest["ledger"]["excluded"] == {"gold": 1}
+    text = text_digest(second.responses.get(position=0).text)
+    found = {row["response_id"]: row for row in rows(snapshot)}
+    assert found[text]["ratings"] == dict.fromkeys(SCALES, 5.0)
+    assert len(found) == 15
