@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from accounts.processes import die_with_parent, port_is_free, wait_until
 from config import services
-from config.processes import die_with_parent, port_is_free, wait_until
 from config.supervisor import Program, laurel
 
 ROOT = Path(__file__).resolve().parent.parent

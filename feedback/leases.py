@@ -1,9 +1,13 @@
-"""Who gets a lease, and until when: SQL that both kinds of hand-out share."""
+"""Who gets a task, and until when: SQL that both kinds of hand-out share.
+
+A person's lease, which runs out by itself; work that a worker holds is ``training.leases``.
+"""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.conf import settings
-from django.db.models import DateTimeField, ExpressionWrapper, Func, Value
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
@@ -24,9 +28,4 @@ SELECT 1
 
 def lease_end() -> Combinable:
     """Return when a lease that is given now runs out, by the database's clock."""
-    interval = Func(
-        Value(settings.LEASE_SECONDS),
-        function="make_interval",
-        template="%(function)s(secs => %(expressions)s)",
-    )
-    return ExpressionWrapper(Now() + interval, output_field=DateTimeField())
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from accounts.processes import find_process
 from config import services
-from config.processes import find_process
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 running: list[Path] = []

@@ -145,7 +145,8 @@ def sweep_evaluations() -> int:
     from training.tasks import evaluate
 
     # People's are nobody's to hold: they have no heartbeat.
-    lost = leases.take_back(Evaluation.objects.all(), held=Evaluation.State.RUNNING)
+    workers = Evaluation.objects.exclude(judge=Evaluation.Judge.PEOPLE)
+    lost = leases.take_back(workers, held=Evaluation.State.RUNNING)
     for evaluation_id in lost:
         evaluate.delay(evaluation_id)
     return len(lost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from django.conf import settings
 
 from accounts.errors import ProductError
 from accounts.models import User
+from accounts.processes import die_with_parent
 from feedback.models import Campaign, ItemRole, Prompt, Slot
 from feedback.services import create_campaign
 from inference.models import Completion, Version
@@ -83,6 +85,7 @@ def _score(reward: Version, items: list[dict[str, Any]]) -> list[float]:
                 text=True,
                 timeout=SCORE_SECONDS,
                 check=False,
+                preexec_fn=die_with_parent(signal.SIGKILL),
             )
         except subprocess.TimeoutExpired as error:
             raise ProductError(

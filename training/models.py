@@ -32,6 +32,7 @@ class SnapshotQuerySet(models.QuerySet["Snapshot"]):
 class Leased(models.Model):
     """What one worker makes at a time; ``training.leases`` moves these fields."""
 
+    # Who has it now: a fresh id for each attempt, so a worker that lost it notices.
     lease = models.UUIDField(null=True, blank=True)
     heartbeat_at = models.DateTimeField(null=True, blank=True)
     attempts = models.PositiveSmallIntegerField(default=0, db_default=0)
@@ -180,7 +181,7 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.filter(state__in=Run.WAITING, cancel_requested=False)
 
 
-class Run(models.Model):
+class Run(Leased):
     """One training of one adapter; its directory can be rerun by hand without Django."""
 
     class State(models.TextChoices):
@@ -219,10 +220,6 @@ class Run(models.Model):
     reason = models.CharField(max_length=1000, blank=True)
     step = models.PositiveIntegerField(default=0)
     total_steps = models.PositiveIntegerField(default=0)
-    attempts = models.PositiveSmallIntegerField(default=0)
-    # Who executes it now: a fresh id for each attempt, so a worker that lost it notices.
-    lease = models.UUIDField(null=True, blank=True)
-    heartbeat_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
     pause_requested = models.BooleanField(default=False)
     report = models.JSONField(default=dict, blank=True)

@@ -1,14 +1,12 @@
 """Training runs: queue, claim, execute as a child process, follow, finish, take up again.
 
-Postgres holds the state; Celery only rings the bell. A run is claimed by a filtered update that
-stamps a fresh lease; whoever lost the lease stops touching the row. A worker that dies leaves a
-stale heartbeat behind, and ``sweep_runs`` makes the run claimable again; the child resumes from its
-last checkpoint.
+Postgres holds the state; Celery only rings the bell. A worker holds a run by a lease, as builds and
+evaluations are held (``training.leases``), and stops its child when it lost it. What a dead worker
+held is made claimable again by ``sweep_runs``; the child resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -17,8 +15,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,18 +27,18 @@ from django.db.models.functions import Now
 
 from accounts.errors import Conflict, ProductError
 from accounts.models import User
+from accounts.processes import die_with_parent
 from accounts.services import audit
 from inference.models import Version
 from inference.services import register_version
-from training import machines, preflight, storage
-from training.models import Run, RunMetric, RunNote, Snapshot
+from training import leases, machines, preflight, storage
+from training.models import Run, RunMetric, RunNote, RunQuerySet, Snapshot
 from training.options import refuse_method
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.5
 RING_SECONDS = 30
-PR_SET_PDEATHSIG = 1
 
 
 @transaction.atomic
@@ -160,21 +156,15 @@ def run_again(*, run: Run, by: User | None) -> Run:
 
 def claim_run(run_id: int) -> uuid.UUID | None:
     """Take a waiting run for this worker; None when another one was first or it is not waiting."""
-    lease = uuid.uuid4()
     cache.delete(f"run-bell:{run_id}")
-    claimed = Run.objects.filter(
-        pk=run_id, state__in=(Run.State.QUEUED, Run.State.INTERRUPTED), cancel_requested=False
-    ).update(
-        state=Run.State.RUNNING,
-        lease=lease,
-        heartbeat_at=Now(),
+    return leases.claim(
+        Run.objects.filter(pk=run_id, cancel_requested=False),
+        held=Run.State.RUNNING,
+        free=Run.WAITING,
         started_at=Now(),
-        attempts=F("attempts") + 1,
         pause_requested=False,
         phase="starting",
-        reason="",
     )
-    return lease if claimed else None
 
 
 def execute_run(*, run_id: int) -> None:
@@ -195,36 +185,48 @@ def execute_run(*, run_id: int) -> None:
         pk=run_id
     )
     mine = Run.objects.filter(pk=run_id, lease=lease, state=Run.State.RUNNING)
-    began = time.monotonic()
-
-    def finish(state: Run.State, reason: str = "", **changes: Any) -> None:
-        mine.update(state=state, reason=reason[:1000], ended_at=Now(), phase="", **changes)
-
     try:
-        machines.report_machine()
-        directory = _prepare(run)
-        code = _follow(run, directory, mine)
-        if code is None:
-            return  # the lease went to another worker, which goes on with it
-        ending = _ending(directory) if code else ""
-        if ending == "cancelled":
-            finish(Run.State.CANCELLED, "Cancelled.")
-        elif ending == "paused":
-            # Not a failed attempt: pausing must not use them up.
-            mine.update(state=Run.State.PAUSED, lease=None, phase="", attempts=F("attempts") - 1)
-        elif code < 0 and run.attempts < settings.RUN_MAX_ATTEMPTS:
-            _interrupt(run, mine, _reason(directory, code))
-            _ring(run.pk)
-        elif code != 0:
-            finish(Run.State.FAILED, _reason(directory, code))
-        else:
-            report = json.loads((directory / "report.json").read_text())
-            version = _register(run, directory, report)
-            finish(Run.State.SUCCEEDED, report=report, version=version)
-            machines.learn_from(run, report, time.monotonic() - began)
+        with leases.keep(mine):
+            _attempt(run, mine)
     except (ProductError, OSError, ValueError, KeyError) as error:
         log.exception("run_failed", run=run_id)
-        finish(Run.State.FAILED, str(error) or repr(error))
+        _finish(mine, Run.State.FAILED, str(error) or repr(error))
+
+
+def _attempt(run: Run, mine: RunQuerySet) -> None:
+    """Take a claimed run as far as it goes; ``mine`` is its row for as long as it is held."""
+    began = time.monotonic()
+    machines.report_machine()
+    directory = _prepare(run)
+    code = _follow(run, directory, mine)
+    if code is None:
+        return  # the lease went to another worker, which goes on with it
+    ending = _ending(directory) if code else ""
+    if ending == "cancelled":
+        _finish(mine, Run.State.CANCELLED, "Cancelled.")
+    elif ending == "paused":
+        _pause(mine)
+    elif _was_killed(directory, code):
+        if _let_go(run, mine, _reason(directory, code)):
+            _ring(run.pk)
+    elif code != 0:
+        _finish(mine, Run.State.FAILED, _reason(directory, code))
+    else:
+        report = json.loads((directory / "report.json").read_text())
+        version = _register(run, directory, report)
+        _finish(mine, Run.State.SUCCEEDED, report=report, version=version)
+        machines.learn_from(run, report, time.monotonic() - began)
+
+
+def _finish(mine: RunQuerySet, state: Run.State, reason: str = "", **changes: Any) -> bool:
+    ended = {"lease": None, "phase": "", "ended_at": Now(), "reason": reason[:1000]}
+    return bool(mine.update(state=state, **ended, **changes))
+
+
+def _pause(mine: RunQuerySet) -> bool:
+    # Not a failed attempt: pausing must not use them up.
+    attempts = F("attempts") - 1
+    return bool(mine.update(state=Run.State.PAUSED, lease=None, phase="", attempts=attempts))
 
 
 def _most_urgent(run_id: int) -> int:
@@ -303,8 +305,8 @@ def _code_version() -> str:
     return found.stdout.strip()
 
 
-def _follow(run: Run, directory: Path, mine: Any) -> int | None:
-    """Run the child, copy its events into the database, renew the lease; return its exit code.
+def _follow(run: Run, directory: Path, mine: RunQuerySet) -> int | None:
+    """Run the child and copy its events into the database; return its exit code.
 
     None means that this worker no longer holds the run; then the child is stopped.
     """
@@ -318,17 +320,15 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(signal.SIGKILL),  # no orphan trains on unseen
         )
-    last_beat = 0.0
     try:
         while child.poll() is None:
             tail.read()
-            if time.monotonic() - last_beat > settings.RUN_HEARTBEAT_SECONDS:
-                if not mine.update(heartbeat_at=Now()):
-                    return None
-                last_beat = time.monotonic()
-            _ask_to_stop(directory, mine)
+            asked = mine.values_list("cancel_requested", "pause_requested").first()
+            if asked is None:
+                return None
+            _ask_to_stop(directory, cancel=asked[0], pause=asked[1])
             time.sleep(POLL_SECONDS)
         tail.read()
         return child.returncode
@@ -338,13 +338,12 @@ def _follow(run: Run, directory: Path, mine: Any) -> int | None:
             child.wait()
 
 
-def _ask_to_stop(directory: Path, mine: Any) -> None:
+def _ask_to_stop(directory: Path, *, cancel: bool, pause: bool) -> None:
     """Put down what the run is asked, for its processes on every host to see.
 
     Again each time it is gone: a child that has just started clears what is old.
     """
-    asked = mine.values_list("cancel_requested", "pause_requested").first()
-    word = "cancel" if asked and asked[0] else "pause" if asked and asked[1] else ""
+    word = "cancel" if cancel else "pause" if pause else ""
     target = directory / "stop"
     if word and (not target.exists() or target.read_text() != word):
         draft = directory / ".stop"
@@ -390,29 +389,33 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "LAUREL_VAR": str(settings.VAR_DIR),
+        "RUN_LAUNCHER": settings.RUN_LAUNCHER,
         "RUN_SHARDING": settings.RUN_SHARDING,
     }
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return a hook that kills the child with its worker (Linux), so no orphan trains on unseen."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
+def _was_killed(directory: Path, code: int) -> bool:
+    """Say whether the child was killed rather than failed.
 
-    def hook() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    return hook
+    A launcher ends with 1 whatever ended its processes: what failed said why, what was killed not.
+    """
+    return code < 0 or (code > 0 and settings.RUN_LAUNCHER != "local" and not _own_error(directory))
 
 
-def _reason(directory: Path, code: int) -> str:
-    """Return the child's own last error, or what its exit code means."""
-    for event in reversed(list(_events(directory / "events.jsonl"))):
+def _own_error(directory: Path) -> str:
+    """Return the error that the child reported in this attempt; "" where it said nothing."""
+    for event in reversed(_events(directory / "events.jsonl")):
         if event.get("type") == "error":
             return str(event["reason"])
         if event.get("type") == "state" and event.get("state") == "loading":
             break  # an error before this belongs to an earlier attempt
+    return ""
+
+
+def _reason(directory: Path, code: int) -> str:
+    """Return the child's own last error, or what its exit code means."""
+    if error := _own_error(directory):
+        return error
     if code < 0:
         name = signal.Signals(-code).name
         hint = " The machine may be short of memory." if code == -signal.SIGKILL else ""
@@ -496,35 +499,36 @@ class EventTail:
 
 
 def sweep_runs() -> int:
-    """Make runs whose worker fell silent claimable again and ring for every waiting one.
+    """Take back runs whose worker fell silent and ring for every waiting one.
 
-    A run that was interrupted too often is given up with a reason. Return how many were rung for.
+    Return how many were rung for.
     """
-    silent = Run.objects.filter(
-        state=Run.State.RUNNING,
-        heartbeat_at__lt=Now() - timedelta(seconds=settings.RUN_STALE_SECONDS),
-    )
-    silent.filter(cancel_requested=True).update(
-        state=Run.State.CANCELLED, ended_at=Now(), lease=None
-    )
-    silent.filter(pause_requested=True).update(state=Run.State.PAUSED, lease=None, phase="")
-    silent.filter(attempts__gte=settings.RUN_MAX_ATTEMPTS).update(
-        state=Run.State.FAILED,
-        lease=None,
-        ended_at=Now(),
-        reason=f"Interrupted {settings.RUN_MAX_ATTEMPTS} times. See output.log, then run it again.",
-    )
-    for run in silent:
-        _interrupt(run, silent.filter(pk=run.pk, lease=run.lease), "Its worker was lost.")
+    lost = leases.silent(Run.objects.filter(state=Run.State.RUNNING))
+    for run in lost:
+        _let_go(run, lost.filter(pk=run.pk, lease=run.lease), "Its worker was lost.")
     waiting = Run.objects.waiting().order_by("-priority", "pk").values_list("pk", flat=True)
     return sum(_ring(run_id) for run_id in waiting)
 
 
-def _interrupt(run: Run, held: Any, reason: str) -> None:
-    """Put a run that lost its worker or child back among the waiting, checkpoints kept."""
-    if held.update(state=Run.State.INTERRUPTED, lease=None, phase="", reason=reason[:1000]):
-        run.refresh_from_db(fields=["step"])
-        RunNote.objects.create(run=run, message=f"{reason} Stopped at step {run.step}; it resumes.")
+def _let_go(run: Run, held: RunQuerySet, reason: str) -> bool:
+    """Put a run that lost its worker or child among the waiting; say whether it is there.
+
+    One that was asked to stop has stopped, and one that was begun too often is given up.
+    """
+    given_up = f"Interrupted {run.attempts} times. {reason} See output.log, then run it again."
+    stopped = (
+        _finish(held.filter(cancel_requested=True), Run.State.CANCELLED, "Cancelled.")
+        or _pause(held.filter(pause_requested=True))
+        or _finish(leases.spent(held), Run.State.FAILED, given_up)
+    )
+    # Asked only now to stop, it stays silent, and the next sweep stops it.
+    unasked = held.filter(cancel_requested=False, pause_requested=False)
+    waits = {"state": Run.State.INTERRUPTED, "lease": None, "phase": "", "reason": reason[:1000]}
+    if stopped or not unasked.update(**waits):
+        return False
+    run.refresh_from_db(fields=["step"])
+    RunNote.objects.create(run=run, message=f"{reason} Stopped at step {run.step}; it resumes.")
+    return True
 
 
 def _ring(run_id: int) -> bool:

@@ -33,8 +33,7 @@ from urllib.parse import quote
 
 import psutil
 
-from config.environment import BadSetting, kept_secret
-from config.processes import (
+from accounts.processes import (
     die_with_parent,
     end_processes,
     find_process,
@@ -42,6 +41,7 @@ from config.processes import (
     read_pid,
     wait_until,
 )
+from config.environment import BadSetting, kept_secret
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATABASE = "laurel"

@@ -34,15 +34,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config import services
-from config.environment import BadSetting, env_bool, env_int, env_secret
-from config.processes import (
+from accounts.processes import (
     die_with_parent,
     end_processes,
     port_holder,
     port_is_free,
     processes_with,
 )
+from config import services
+from config.environment import BadSetting, env_bool, env_int, env_secret
 from config.services import Server, ServiceError
 
 MARK = "LAUREL_PROCESS"

@@ -25,8 +25,8 @@ from rest_framework.test import APIClient
 from accounts import webhooks
 from accounts.errors import ProductError
 from accounts.models import Event, Project, User, Webhook, WebhookMessage
+from accounts.processes import port_is_free, wait_until
 from accounts.sealing import seal, unseal
-from config.processes import port_is_free, wait_until
 
 State = WebhookMessage.State
 

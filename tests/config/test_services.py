@@ -15,8 +15,8 @@ import psycopg
 import pytest
 import redis
 
+from accounts.processes import wait_until
 from config import services
-from config.processes import wait_until
 
 
 @pytest.fixture

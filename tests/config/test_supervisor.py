@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from accounts.processes import find_process, read_pid, wait_until
 from config import supervisor
-from config.processes import find_process, read_pid, wait_until
 from config.services import ServiceError
 
 SCRIPT = Path(__file__).with_name("supervised.py")

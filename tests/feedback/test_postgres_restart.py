@@ -18,9 +18,9 @@ import httpx
 import psycopg
 import pytest
 
+from accounts.processes import port_is_free
 from benchmarks import collection
 from config import services
-from config.processes import port_is_free
 from config.supervisor import laurel
 from feedback.simulation import Annotator
 

@@ -25,8 +25,8 @@ import psutil
 import psycopg
 import pytest
 
+from accounts.processes import port_is_free
 from config import services, supervisor
-from config.processes import port_is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 # "machine" is a reboot: everything at once, the supervisor included, which then starts anew.

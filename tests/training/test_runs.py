@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -128,16 +128,27 @@ def test_bad_arguments_are_refused_before_anything_is_queued(start: Callable[...
     assert not Run.objects.exists()
 
 
-def child_of(run: Run) -> psutil.Process:
-    """Return the training child, once it takes steps."""
+def until(true: Callable[[], Any], what: str) -> Any:
+    """Wait a minute at most until something is so; return it."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if RunMetric.objects.filter(run=run).exists():
-            for process in psutil.Process().children(recursive=True):
-                if str(run.directory) in process.cmdline():
-                    return process
+    while not (found := true()):
+        assert time.monotonic() < deadline, what
         time.sleep(0.05)
-    raise AssertionError("the training child never took a step")
+    return found
+
+
+def child_of(run: Run) -> psutil.Process:
+    """Return the process that trains, once it takes steps: the last one, under a launcher."""
+
+    def training() -> list[psutil.Process]:
+        if not RunMetric.objects.filter(run=run).exists():
+            return []
+        ours = psutil.Process().children(recursive=True)
+        return [process for process in ours if str(run.directory) in process.cmdline()]
+
+    *_, child = until(training, "the training child never took a step")
+    assert isinstance(child, psutil.Process)
+    return child
 
 
 class Worker(threading.Thread):
@@ -253,6 +264,51 @@ def test_a_killed_child_interrupts_the_run_and_it_resumes_to_the_same_end(
     assert run.version == whole.version, "the same bytes are the same version"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_under_a_launcher_the_killed_are_known_and_leave_no_orphan(
+    start: Callable[..., Run], owner: User, settings: Any
+) -> None:
+    settings.RUN_LAUNCHER = "accelerate"  # which ends with 1, whatever ended its processes
+    run = start(epochs=500)
+    worker = Worker(run)
+    child_of(run).kill()
+    worker.join(60)
+    run.refresh_from_db()
+    assert (run.state, run.attempts) == (Run.State.INTERRUPTED, 1), run.reason
+    worker = Worker(run)
+    steps = until(lambda: Run.objects.get(pk=run.pk).step, "it took no step")
+    until(lambda: Run.objects.get(pk=run.pk).step > steps, "it did not resume")
+    child = child_of(run)
+    child.suspend()  # it will not hear of it
+    runs.cancel_run(run=run, by=owner)
+    launcher = child.parent()
+    assert launcher is not None
+    assert str(run.directory) in launcher.cmdline()
+    launcher.kill()
+    worker.join(60)
+    run.refresh_from_db()
+    assert (run.state, run.lease) == (Run.State.CANCELLED, None)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "an orphan")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_heart_beats_while_the_version_is_registered(
+    start: Callable[..., Run], settings: Any
+) -> None:
+    settings.RUN_HEARTBEAT_SECONDS = 0.05
+    run = start(epochs=1)
+    with transaction.atomic():  # another one registers in this project, and takes its time
+        Project.objects.select_for_update(no_key=True).get(pk=run.project_id)
+        worker = Worker(run)
+        until((run.directory / "report.json").exists, "no report came")
+        time.sleep(4 * runs.POLL_SECONDS)  # by now its worker has seen that, and waits here
+        last = Run.objects.get(pk=run.pk).heartbeat_at
+        until(lambda: Run.objects.get(pk=run.pk).heartbeat_at != last, "its heart stopped")
+    worker.join(60)
+    run.refresh_from_db()
+    assert run.state == Run.State.SUCCEEDED, run.reason
+
+
 def test_a_run_can_be_started_again(start: Callable[..., Run], owner: User) -> None:
     run = start()
     with pytest.raises(Conflict, match="has not ended"):
@@ -265,9 +321,8 @@ def test_a_run_can_be_started_again(start: Callable[..., Run], owner: User) -> N
 
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_that_lost_its_lease_stops_its_child_and_lets_go(
-    start: Callable[..., Run], settings: Any
+    start: Callable[..., Run],
 ) -> None:
-    settings.RUN_HEARTBEAT_SECONDS = 0
     run = start(epochs=500)
     worker = Worker(run)
     child = child_of(run)
@@ -291,6 +346,27 @@ def test_a_silent_worker_loses_its_run(start: Callable[..., Run], settings: Any)
     assert run.state == Run.State.INTERRUPTED
     assert "worker was lost" in run.notes.get().message
     assert runs.claim_run(run.pk) is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [("cancel_requested", Run.State.CANCELLED), ("pause_requested", Run.State.PAUSED)],
+)
+def test_a_lost_run_that_was_asked_to_stop_has_stopped(
+    start: Callable[..., Run], settings: Any, asked: str, state: str
+) -> None:
+    run = start()
+    for _ in range(settings.RUN_MAX_ATTEMPTS):  # the last attempt is as good as any
+        Run.objects.filter(pk=run.pk).update(state=Run.State.INTERRUPTED)
+        assert runs.claim_run(run.pk) is not None
+    long_ago = timezone.now() - timedelta(hours=1)
+    Run.objects.filter(pk=run.pk).update(**{asked: True}, heartbeat_at=long_ago)
+    runs.sweep_runs()
+    run.refresh_from_db()
+    assert (run.state, run.lease, run.phase) == (state, None, "")
+    if state == Run.State.PAUSED:
+        runs.resume_run(run=run, by=None)
+        assert runs.claim_run(run.pk) is not None
 
 
 def test_a_run_that_is_interrupted_too_often_is_given_up(

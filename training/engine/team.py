@@ -35,7 +35,10 @@ SHARDINGS = ("ddp", "fsdp")
 
 
 def _die_with_launcher() -> None:
-    """End with the launcher, which puts us into a session of our own: no orphan trains on."""
+    """End with the launcher, wherever it puts us: no orphan trains on.
+
+    Without this, one that is killed leaves us behind, and we hold the run's directory.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -50,8 +53,9 @@ class Team:
         self.sharding = os.environ.get("RUN_SHARDING") or "ddp"
         if self.sharding not in SHARDINGS:
             raise RunError(f"RUN_SHARDING is {self.sharding!r}: set it to ddp or fsdp.")
-        if self.size > 1 and not distributed.is_initialized():
+        if self.size > 1 or os.environ.get("RUN_LAUNCHER") == "accelerate":
             _die_with_launcher()
+        if self.size > 1 and not distributed.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -27,9 +27,9 @@ from typing import Any
 import httpx
 import openai
 
+from accounts.processes import die_with_parent
 from config import services, supervisor
 from config.demo.prompts import PROMPTS
-from config.processes import die_with_parent
 from feedback.simulation import Annotator
 
 ROOT = Path(__file__).resolve().parents[3]

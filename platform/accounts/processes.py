@@ -1,4 +1,7 @@
-"""Small truths about operating-system processes: who runs, who holds a port, who dies with whom."""
+"""Small truths about operating-system processes: who runs, who holds a port, who dies with whom.
+
+No Django in here: the supervisor asks before anything is set up.
+"""
 
 from __future__ import annotations
 
