@@ -110,10 +110,7 @@ def learn_from(run: Run, report: dict[str, Any], seconds: float) -> None:
     tokens = foretold["tokens"] * steps / max(1, foretold["steps"])
     # By the prediction's own count of tokens, so that a run's mean length cancels out.
     rate = tokens / report["seconds"]
-    passes = foretold["seconds"] - foretold["training_seconds"] - foretold["overhead_seconds"]
-    # What passes without a gradient took is scaled like the training itself.
-    passes *= report["seconds"] / max(0.1, foretold["training_seconds"])
-    overhead = max(0.0, seconds - report["seconds"] - passes)
+    overhead = max(0.0, seconds - report["seconds"] - passes_seconds(report))
     factor = report["peak_memory_mb"] / max(1.0, foretold["uncorrected_memory_mb"])
     found = {
         "tokens_per_second": rate,
@@ -137,6 +134,12 @@ def learn_from(run: Run, report: dict[str, Any], seconds: float) -> None:
         setattr(row, name, known + NEW_SHARE * (value - known))
     row.runs += 1
     row.save()
+
+
+def passes_seconds(report: dict[str, Any]) -> float:
+    """Return what a run's passes without a gradient took: the reference, and what was measured."""
+    phases = report.get("throughput", {}).get("seconds", {})
+    return float(sum(phases.get(name, 0.0) for name in ("reference", "evaluating")))
 
 
 def _free_disk(folder: Path) -> float:

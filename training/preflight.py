@@ -90,6 +90,7 @@ class Preflight:
             "machine": self.machine,
             "seconds": found.seconds,
             "training_seconds": found.training_seconds,
+            "passes_seconds": found.passes_seconds,
             "overhead_seconds": found.overhead_seconds,
             "tokens": found.tokens,
             "steps": found.steps,
@@ -191,7 +192,7 @@ def snapshot_tokens(
 ) -> Tokens:
     """Return what training would read of a snapshot; counted once for each set of limits."""
     limits = limits_of(method, arguments)
-    key = ":".join(["tokens", snapshot.digest[:32], base.digest[:32], *map(str, limits.values())])
+    key = ":".join(["tokens-2", snapshot.digest[:32], base.digest[:32], *map(str, limits.values())])
     known: Tokens | None = cache.get(key)
     if known is None:
         known = count_snapshot(storage.local_folder(snapshot), Path(base.path), limits)

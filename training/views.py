@@ -29,6 +29,7 @@ from training import (
     evaluation,
     gate,
     lengths,
+    machines,
     measures,
     preflight,
     runs,
@@ -449,12 +450,14 @@ def _outcome(run: Run) -> list[Beside]:
     foretold, report = run.prediction, run.report
     if not foretold:
         return []
-    whole = None
+    whole = passes = None
     if run.state == Run.State.SUCCEEDED and run.attempts == 1 and run.started_at and run.ended_at:
         whole = (run.ended_at - run.started_at).total_seconds()
+        passes = machines.passes_seconds(report) or None
     rows = [
         ("Whole run", "seconds", whole, "duration"),
         ("Training steps", "training_seconds", report.get("seconds"), "duration"),
+        ("Reference and measures", "passes_seconds", passes, "duration"),
         ("Peak memory", "peak_memory_mb", report.get("peak_memory_mb"), "mb"),
         ("Steps", "steps", report.get("steps"), "number"),
         (

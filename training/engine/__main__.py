@@ -103,7 +103,7 @@ def perplexity_command(directory: Path, text: Path | None = None) -> int:
     """Print what the base and the trained model make of a general text, as JSON."""
     try:
         run = read_run(directory)
-        from training.engine.general import measure_perplexity
+        from training.engine.perplexity import measure_perplexity
 
         print(json.dumps(measure_perplexity(run, text)))
     except RunError as error:

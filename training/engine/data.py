@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from training.engine.errors import RunError
 
 Message = dict[str, str]
+DIVERGENCE_PROMPTS = 16  # two passes over all of a large held-out part would double its cost
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,17 @@ class Encoder:
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def divergence_trees(heldout: Sequence[Tree]) -> list[Tree]:
+    """Return one response of each of the first trees, for the divergence from the base.
+
+    In turn the first, the second and so on, so that good and bad ones are read.
+    """
+    return [
+        Tree(tree.prompt, (tree.responses[place % len(tree.responses)],), ())
+        for place, tree in enumerate(heldout[:DIVERGENCE_PROMPTS])
+    ]
 
 
 def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:

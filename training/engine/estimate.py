@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.engine.arguments import Arguments
-from training.engine.data import Tree
+from training.engine.data import Tree, divergence_trees
 
 MB = 1_048_576
 # Fields of a base's configuration, by the names that architectures give them.
@@ -178,6 +178,8 @@ class Tokens:
     rejected_length: float
     heldout_tokens: int
     heldout_responses: int
+    divergence_tokens: int = 0  # of the held-out part, what the KL from the base is measured on
+    general_tokens: int = 0  # of the text that perplexity is measured on
     scale: float = 1.0
 
     def scaled(self, number: float) -> int:
@@ -191,9 +193,11 @@ def count_tokens(
     rows: int,
     used: int,
     truncated: int,
+    general_tokens: int = 0,
     scale: float = 1.0,
 ) -> Tokens:
     """Sum up trees; ``rows``, ``used`` and ``truncated`` are those of the training part."""
+    heldout = [tree for tree in heldout if tree.weight > 0]  # as the engine reads it
     sizes = [tree.tokens for tree in trees]
     pairs = [
         (len(tree.responses[pair.chosen]), len(tree.responses[pair.rejected]))
@@ -215,6 +219,8 @@ def count_tokens(
         rejected_length=statistics.fmean(rejected),
         heldout_tokens=sum(tree.tokens for tree in heldout),
         heldout_responses=sum(len(tree.responses) for tree in heldout),
+        divergence_tokens=sum(tree.tokens for tree in divergence_trees(heldout)),
+        general_tokens=general_tokens,
         scale=scale,
     )
 
@@ -273,8 +279,9 @@ class Estimate:
     disk_mb: dict[str, float]
     needed_disk_mb: float
     training_seconds: float
-    seconds: float
+    passes_seconds: float  # without a gradient: the reference, and what is measured
     overhead_seconds: float
+    seconds: float
     measured: bool
 
     @property
@@ -306,7 +313,15 @@ def estimate(
     memory = _memory(shape, arguments, pack, precision, trainable, hardware, head=head)
     disk = _disk(shape, tokens, trainable, reference=reference, head=head)
     training, passes, overhead = _seconds(
-        shape, arguments, tokens, hardware, measured, learnt, precision, reference=reference
+        shape,
+        arguments,
+        tokens,
+        hardware,
+        measured,
+        learnt,
+        precision,
+        reference=reference,
+        head=head,
     )
     return Estimate(
         steps=planned,
@@ -327,8 +342,9 @@ def estimate(
         disk_mb={name: round(value, 1) for name, value in disk.items()},
         needed_disk_mb=round(sum(disk.values()), 1),
         training_seconds=round(training, 1),
-        seconds=round(training + passes + overhead, 1),
+        passes_seconds=round(passes, 1),
         overhead_seconds=round(overhead, 1),
+        seconds=round(training + passes + overhead, 1),
         measured=measured.tokens_per_second is not None,
     )
 
@@ -446,6 +462,7 @@ def _seconds(
     precision: str,
     *,
     reference: bool,
+    head: str,
 ) -> tuple[float, float, float]:
     """Return the seconds of the steps, of the passes without a gradient, and of all else."""
     backward = BACKWARD + (WEIGHT_GRADIENT if is_full(arguments) else 0.0)
@@ -457,14 +474,24 @@ def _seconds(
         peak = hardware.gflops * (2 if precision == "bf16" and hardware.bf16 else 1)
         rate = EFFICIENCY * peak * 1e9 / operations
     training = learnt / rate
-    # Passes without a gradient: the reference over everything, the held-out part before and after.
     forward = rate * (FORWARD + backward) / FORWARD
-    passes = 1 if reference else 2
-    extra = tokens.heldout_tokens * passes
-    if reference:
-        extra += tokens.scaled(tokens.tokens) + tokens.heldout_tokens
+    extra = _tokens_without_gradient(
+        tokens, reference=reference, head=head, full=is_full(arguments)
+    )
     overhead = measured.overhead_seconds
     if overhead is None:
         # Loading and checking the base, and the proof, which loads it twice more.
         overhead = 10.0 + shape.parameters * 4.0 / 400e6
     return training, extra / forward, overhead
+
+
+def _tokens_without_gradient(tokens: Tokens, *, reference: bool, head: str, full: bool) -> int:
+    """Count what the passes without a gradient read: the reference, and the measures."""
+    found = tokens.scaled(tokens.tokens) + tokens.heldout_tokens if reference else 0
+    # The held-out part before and after; before, the reference's are looked up.
+    found += tokens.heldout_tokens * (1 if reference else 2)
+    if head == "lm" and tokens.heldout_tokens:
+        found += 2 * tokens.general_tokens  # perplexity before and after
+        if not full:
+            found += 2 * tokens.divergence_tokens  # with the adapter and without it
+    return found

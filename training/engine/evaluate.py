@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.engine.data import Tree
+from training.engine.data import Tree, divergence_trees
 from training.engine.methods import Method, Scores, means, pair_metrics
 from training.engine.team import Team
 from training.engine.tree import Pack, build_pack, group_trees, sum_by_response
 
 RESAMPLES = 1000
-DIVERGENCE_PROMPTS = 16  # two passes over all of a large held-out part would double its cost
 
 
 @torch.no_grad()
@@ -65,15 +64,10 @@ def divergence(
     """Return KL(policy || base) per response token, in nats, with its interval over prompts.
 
     ``of_tokens`` gives the exact divergence of the two distributions where each response token
-    comes [N], so no sampling noise is in it, and one response of each of DIVERGENCE_PROMPTS is
-    enough; in turn the first, the second and so on, so that good and bad ones are read.
+    comes [N], so no sampling noise is in it, and one response of a few prompts is enough.
     """
-    single = [
-        Tree(tree.prompt, (tree.responses[place % len(tree.responses)],), ())
-        for place, tree in enumerate(trees[:DIVERGENCE_PROMPTS])
-    ]
     parts = []
-    for group, counts in team.deal(group_trees(single, budget)):
+    for group, counts in team.deal(group_trees(divergence_trees(trees), budget)):
         pack = build_pack(group, device)
         sums = sum_by_response(pack, of_tokens(pack)).tolist()
         if not counts:

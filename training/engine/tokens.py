@@ -22,6 +22,7 @@ from training.engine.arguments import Arguments
 from training.engine.data import Tree, read_trees
 from training.engine.errors import RunError
 from training.engine.estimate import Tokens, count_tokens
+from training.engine.general import read_general
 
 # Rows beyond this are not read: a snapshot is sorted by a digest of its prompts, so its first rows
 # are a fair sample of all.
@@ -101,6 +102,7 @@ def count_snapshot(folder: Path, base: Path, limits: dict[str, Any]) -> Tokens:
         rows=counts.rows,
         used=counts.used,
         truncated=counts.truncated,
+        general_tokens=len(read_general(tokenizer)),
         scale=rows / max(1, counts.rows),
     )
     return dataclasses.replace(

@@ -28,7 +28,7 @@ from training.engine.data import RowCounts, Tree, read_trees, split_tree
 from training.engine.errors import CRASHED, Cancelled, Paused, RunError, is_out_of_memory
 from training.engine.evaluate import divergence, evaluate
 from training.engine.events import EventLog
-from training.engine.general import perplexity, read_general
+from training.engine.general import read_general
 from training.engine.methods import METHODS, Method, Scores, means, pair_metrics
 from training.engine.models import (
     CLEAR_GAIN,
@@ -44,6 +44,7 @@ from training.engine.models import (
     save_model,
     without_adapter,
 )
+from training.engine.perplexity import perplexity
 from training.engine.policy import Policy, choose_computation
 from training.engine.prove import read_proof, write_probe
 from training.engine.reference import ReferenceStore, store_group

@@ -15,6 +15,7 @@ from tests.inference.engine import tiny
 from training import preflight
 from training.engine import estimate as formulas
 from training.engine.arguments import parse_arguments
+from training.engine.data import divergence_trees, read_trees
 from training.engine.estimate import (
     Hardware,
     Matrix,
@@ -26,9 +27,10 @@ from training.engine.estimate import (
     too_large_rank,
     trainable_parameters,
 )
+from training.engine.general import read_general
 from training.engine.methods import METHODS
 from training.engine.models import add_adapter, load_base, load_tokenizer, pick_device
-from training.engine.tokens import SINGLE, PlainTokenizer
+from training.engine.tokens import SINGLE, PlainTokenizer, count_snapshot
 from training.engine.train import TOKEN_BUDGET, total_steps
 
 MACHINE = Hardware(name="a CPU", device="cpu", memory_mb=8000, disk_mb=1000, gflops=100)
@@ -149,6 +151,46 @@ def test_measurements_replace_the_guess_and_a_cut_run_takes_its_share(folder: Pa
     assert found.seconds == 180 + 2 * 1000 / 200 + 7
     assert found.peak_memory_mb == pytest.approx(2 * plain.peak_memory_mb, abs=0.2)
     assert foretell(known, max_steps=9).training_seconds == 90.0
+
+
+@pytest.mark.parametrize(
+    ("method", "tuning", "read"),
+    # Held-out and general text before and after; with a reference: everything once more, and the
+    # held-out part looked up before; the KL twice.
+    [
+        ("sft", "lora", 2 * 1000 + 2 * 300 + 2 * 150),
+        ("dpo", "lora", 9000 + 1000 + 1000 + 2 * 300 + 2 * 150),
+        ("dpo", "full", 9000 + 1000 + 1000 + 2 * 300),
+        ("reward", "lora", 2 * 1000),
+    ],
+)
+def test_it_counts_what_is_read_without_a_gradient(
+    folder: Path, method: str, tuning: str, read: int
+) -> None:
+    found = estimate(
+        read_shape(folder),
+        parse_arguments(method, {"tuning": tuning, "learning_rate": 1e-5}),
+        replace(TOKENS, general_tokens=300, divergence_tokens=150),
+        MACHINE,
+        method=method,
+        reference=method == "dpo",
+        head="score" if method == "reward" else "lm",
+        measured=Measured(tokens_per_second=10.0, overhead_seconds=7.0),
+    )
+    quicker = 3 if tuning == "full" else 2  # than with one
+    assert found.passes_seconds == pytest.approx(read / 10 / quicker, abs=0.06)
+    total = found.training_seconds + found.passes_seconds + 7
+    assert found.seconds == pytest.approx(total, abs=0.2)
+
+
+def test_it_counts_the_same_texts_as_the_engine_measures(base: Path, snapshot: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    limits = {"max_length": 256, "max_prompt_length": 128}
+    heldout, _ = read_trees(snapshot / "heldout.parquet", tokenizer, **limits)
+    found = count_snapshot(snapshot, base, limits)
+    assert found.general_tokens == len(read_general(tokenizer))
+    assert found.divergence_tokens == sum(one.tokens for one in divergence_trees(heldout))
+    assert 0 < found.divergence_tokens < found.heldout_tokens
 
 
 def test_it_needs_no_torch() -> None:
