@@ -12,6 +12,7 @@ import base64
 import ipaddress
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,6 +44,10 @@ SILENCE = timedelta(seconds=30)
 BATCH = 100
 KEPT = timedelta(days=30)
 GONE = 410
+# Nothing but the status of an answer is used.
+MOST_ANSWERED = 65_536
+# IPv6 whose last four bytes are an IPv4 address: NAT64 (RFC 6052), and the old compatible form.
+CARRY_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 
 
 @transaction.atomic
@@ -164,7 +169,8 @@ def _post(client: httpx.Client, webhook: Webhook, message: WebhookMessage) -> in
     now = datetime.now(UTC)
     signer = standardwebhooks.Webhook(unseal(webhook.secret))
     host, url = _address(webhook.url)
-    response = client.post(
+    with client.stream(
+        "POST",
         url,
         content=message.body.encode(),
         headers={
@@ -176,8 +182,21 @@ def _post(client: httpx.Client, webhook: Webhook, message: WebhookMessage) -> in
             "webhook-signature": signer.sign(message.message_id, now, message.body),
         },
         extensions={"sni_hostname": urlsplit(webhook.url).hostname},
-    )
-    return response.status_code
+    ) as response:
+        _read_a_little(response)
+        return response.status_code
+
+
+def _read_a_little(response: httpx.Response) -> None:
+    """Read a short answer, so that its connection serves the next message; leave a long one.
+
+    As it came: it may have no end, come a byte at a time, or unpack to more than the memory.
+    """
+    read, latest = 0, time.monotonic() + TIMEOUT_SECONDS
+    for part in response.iter_raw():
+        read += len(part)
+        if read > MOST_ANSWERED or time.monotonic() > latest:
+            return
 
 
 def _address(url: str) -> tuple[str, str]:
@@ -191,19 +210,35 @@ def _address(url: str) -> tuple[str, str]:
     inside = settings.WEBHOOKS_TO_PRIVATE_ADDRESSES
     if parts.scheme != "https" and not inside:
         raise ProductError("A webhook's address begins with https://.")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, ValueError):
         raise ProductError(f"The name {parts.hostname} leads to no address.") from None
     address = ipaddress.ip_address(found[0][4][0])
-    if not address.is_global and not inside:
+    if not _is_public(address) and not inside:
         raise ProductError(
             f"{parts.hostname} lies inside this site's own network, where webhooks may not go. "
             "Whoever runs the site can allow it with WEBHOOKS_TO_PRIVATE_ADDRESSES."
         )
     literal = f"[{address}]" if address.version == 6 else str(address)
     return parts.netloc.rpartition("@")[2], parts._replace(netloc=f"{literal}:{port}").geturl()
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Say whether an address lies in the open internet.
+
+    An IPv6 address that stands for an IPv4 one (mapped, NAT64, 6to4) is where that one is.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        meant = address.ipv4_mapped or address.sixtofour
+        if meant is None and any(address in network for network in CARRY_IPV4):
+            meant = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if meant is not None:
+            return _is_public(meant)
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _switch_off(webhook: Webhook, error: str) -> None:

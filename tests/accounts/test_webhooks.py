@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import re
 import subprocess
@@ -181,6 +183,7 @@ def test_it_tells_only_the_projects_own_webhooks_of_what_they_ask_for(
         ("https://[::1]/hook", "inside this site's own network"),
         ("https://169.254.169.254/latest", "inside this site's own network"),
         ("https://no-such-host.invalid/", "leads to no address"),
+        ("https://example.com:99999/", "leads to no address"),
     ],
 )
 def test_it_refuses_addresses_that_it_must_not_reach(
@@ -189,6 +192,63 @@ def test_it_refuses_addresses_that_it_must_not_reach(
     with pytest.raises(ProductError, match=sentence):
         webhooks.create_webhook(project=project, url=url, events=[Event.ALIAS_MOVED], by=owner)
     assert not Webhook.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2a00:1450:4001::1", True),
+        ("::ffff:8.8.8.8", True),
+        ("64:ff9b::808:808", True),
+        ("2002:808:808::", True),
+        ("10.0.0.1", False),
+        ("169.254.169.254", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fd00::1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::7f00:1", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),
+        ("2002:a9fe:a9fe::1", False),
+    ],
+)
+def test_it_knows_its_own_network_however_it_is_written(address: str, public: bool) -> None:
+    assert webhooks._is_public(ipaddress.ip_address(address)) is public
+
+
+def test_it_reads_no_answer_without_end(
+    project: Project, owner: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.WEBHOOKS_TO_PRIVATE_ADDRESSES = True
+    sent = 0
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while sent < 1 << 26:
+                    sent += self.wfile.write(b"x" * 65_536)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        made, _ = webhooks.create_webhook(
+            project=project, url=url, events=[Event.ALIAS_MOVED], by=owner
+        )
+        tell(project, to="v1")
+        assert webhooks.deliver(webhook_id=made.pk) == 1
+        server.shutdown()
+    assert sent < 1 << 26, "all of it was read"
 
 
 def test_it_checks_the_address_again_when_it_sends(
@@ -253,8 +313,7 @@ def test_it_opens_webhooks_to_admins_of_the_project_only(
 ) -> None:
     pk = made[0].pk
     elsewhere = Project.objects.get(memberships__user=stranger)
-    assert api(lead).get("/api/webhooks/").status_code == 200  # of no project
-    assert api(lead).get("/api/webhooks/").json()["results"] == []
+    assert api(lead).get("/api/webhooks/").status_code == 403
     assert api(lead).get(f"/api/webhooks/{pk}/").status_code == 403
     assert api(stranger, of=elsewhere).delete(f"/api/webhooks/{pk}/").status_code == 404
     assert login(lead).get(reverse("webhooks", args=[project.slug])).status_code == 403
