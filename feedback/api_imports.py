@@ -83,7 +83,7 @@ class ImportsView(ProjectAPIView):
         mapping = values["mapping"]
         if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
             raise serializers.ValidationError("mapping: an object of names of columns.")
-        large = imports.is_large(file.name, file.size)
+        large = imports.is_large(file, file.name)
         if values["preview"]:
             plan = importing.preview(
                 project=project,

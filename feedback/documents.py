@@ -67,7 +67,7 @@ def read_documents(value: Any) -> list[Document]:
     if isinstance(value, str) and value.startswith(("[{", '["')):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProductError(f"The documents begin like JSON but are not: {error}.") from None
     documents = []
     for number, one in enumerate(value if isinstance(value, list) else [value], start=1):

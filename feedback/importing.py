@@ -43,7 +43,13 @@ Message = dict[str, str]
 FEWEST_ROWS = 10
 MOST_PER_PROMPT = 50
 MOST_UPLOADED = 256 * 1024 * 1024
+# What files hold, which compression hides: all of one, what is read as a whole, and one row.
 MOST_BYTES = 1 << 30
+MOST_WHOLE = 64 * 1024 * 1024
+MOST_ROW = 16 * 1024 * 1024
+MOST_ROWS = 10_000_000
+# Of a Parquet file so much is in memory at a time.
+BATCH_BYTES = 256 * 1024 * 1024
 FINDINGS_KEPT = 100
 SAMPLE_ROWS = 5
 COLUMN_ROWS = 100
@@ -241,12 +247,16 @@ def _readable(reader: Any, file: IO[bytes]) -> Iterator[Row | Finding]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
-    size = 0
-    for number, line in enumerate(file):
+    size = number = 0
+    # Not the file's own lines: of a small compressed file one can be larger than the memory.
+    while line := file.readline(MOST_ROW + 1):
+        number += 1
         size += len(line)
+        if len(line) > MOST_ROW:
+            raise TooLarge(f"Line {number} is longer than 16 MB. Is it one JSON value a line?")
         if size > MOST_BYTES:
             raise TooLarge("The file holds more than 1 GB of text. Split it.")
-        yield (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).decode()
+        yield (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode()
 
 
 def _json_lines(file: IO[bytes]) -> Iterator[Row | Finding]:
@@ -269,9 +279,18 @@ def _object(number: int, values: Any) -> Row | Finding:
     return Row(number, values)
 
 
+def _all_of(file: IO[bytes], instead: str) -> bytes:
+    """Return the whole of a file that cannot be read piece by piece; TooLarge."""
+    held = file.read(MOST_WHOLE + 1)
+    if len(held) > MOST_WHOLE:
+        raise TooLarge(f"The file holds more than 64 MB. {instead}")
+    return held
+
+
 def _json(file: IO[bytes]) -> Iterator[Row | Finding]:
+    text = _all_of(file, "Save it as JSON Lines (.jsonl).").decode("utf-8-sig")
     try:
-        values = json.loads("".join(_lines(file)))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProductError(f"The file is not JSON: {error}. Is it JSON Lines (.jsonl)?") from None
     if isinstance(values, dict):
@@ -306,13 +325,26 @@ def _tabbed(file: IO[bytes]) -> Iterator[Row | Finding]:
 
 
 def _parquet(file: IO[bytes]) -> Iterator[Row | Finding]:
-    source = io.BytesIO(file.read(MOST_BYTES)) if isinstance(file, gzip.GzipFile) else file
+    zipped = isinstance(file, gzip.GzipFile)
+    source = io.BytesIO(_all_of(file, "Send the Parquet file itself.")) if zipped else file
     number = 0
     with pq.ParquetFile(source) as table:
-        for batch in table.iter_batches(batch_size=1000):
+        for batch in table.iter_batches(batch_size=_batch_rows(table.metadata)):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, values)
+
+
+def _batch_rows(facts: pq.FileMetaData) -> int:
+    """Return how many rows to read at a time; TooLarge where the file holds too much.
+
+    A value that stands once in a dictionary may be that of every row, so a batch can be as many
+    times as large as its part of the file.
+    """
+    parts = [facts.row_group(number).total_byte_size for number in range(facts.num_row_groups)]
+    if sum(parts) > MOST_BYTES or facts.num_rows > MOST_ROWS:
+        raise TooLarge("The file holds more than 1 GB, or 10 million rows. Split it.")
+    return int(max(1, min(1000, BATCH_BYTES // max([1, *parts]))))
 
 
 def columns_of(path: Path, filename: str) -> list[str]:
@@ -323,7 +355,13 @@ def columns_of(path: Path, filename: str) -> list[str]:
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.values))
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    try:
+        for name in names:
+            check_text(name)
+    except _BadRow as error:
+        raise ProductError(f"The name of a column cannot be kept: {error}") from None
+    return names
 
 
 # Understanding
@@ -392,7 +430,7 @@ def conversation(value: Any) -> list[Message] | str | None:
         if value.startswith("[{"):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return str(value)
         else:
             return _dialogue(value)
@@ -611,6 +649,7 @@ def understand(
     entries: list[Entry] = []
     seen: set[str] = set()
     per_prompt: Counter[str] = Counter()
+    held = 0
     for row in islice(chain(first, rows), most):
         report.rows += 1
         if report.rows % WATCHED_ROWS == 0:
@@ -631,6 +670,9 @@ def understand(
         except _LeftOut as reason:
             report.leave_out(row.line, str(reason))
             continue
+        held += len(entry.prompt_json) + sum(map(len, entry.texts))
+        if held > MOST_BYTES:
+            raise TooLarge("The file holds more than 1 GB of text. Split it.")
         seen.add(entry.said)
         per_prompt[prompt] += 1
         entries.append(entry)

@@ -6,14 +6,17 @@ all that it stored go with it, and the next one begins anew.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import os
 import re
 import time
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from django.conf import settings
 from django.core.cache import cache
@@ -27,8 +30,9 @@ from feedback import importing
 from feedback.import_store import Watch
 from feedback.models import FileImport
 
-# What is larger is added by a worker; a compressed file counts for what it may hold.
+# What is larger is added by a worker; a compressed file counts for what it holds.
 LARGE_BYTES = 5_000_000
+# Parquet is compressed inside; of text to about so much.
 COMPRESSION = 4
 # No more of a large file is looked at before it is added.
 LOOKED_AT = 1000
@@ -39,10 +43,21 @@ WORKER_PATIENCE_SECONDS = 3600
 _KEPT_NAME = re.compile(r"^[0-9a-f]{64}$")
 
 
-def is_large(filename: str, size: int) -> bool:
-    """Say whether a file of so many bytes is for a worker to add."""
-    compressed = filename.lower().endswith((".gz", ".parquet"))
-    return size * (COMPRESSION if compressed else 1) > LARGE_BYTES
+def is_large(file: IO[bytes], filename: str) -> bool:
+    """Say whether a file is for a worker to add; it stands at its beginning afterwards."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    name = filename.lower()
+    if name.endswith(".gz"):
+        try:
+            size = len(gzip.GzipFile(fileobj=file).read(LARGE_BYTES + 1))
+        except (OSError, EOFError, zlib.error):
+            size = 0  # whoever reads it says what is wrong
+        finally:
+            file.seek(0)
+    if name.removesuffix(".gz").endswith(".parquet"):
+        size *= COMPRESSION
+    return size > LARGE_BYTES
 
 
 # Uploads

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Role
-from accounts.pages import refused
+from accounts.pages import asked, refused
 from feedback import importing, imports
 from feedback.models import FileImport
 
@@ -37,10 +37,11 @@ def import_page(request: HttpRequest, slug: str) -> HttpResponse:
             filename = uploaded.name or "file"
             kept = imports.keep_upload(project, uploaded)
         else:
-            filename = request.POST.get("filename", "")[:200]
+            filename = asked(request.POST, "filename")[:200]
             kept = request.POST.get("kept", "")
         path = imports.kept_upload(project, kept)
-        large = imports.is_large(filename, path.stat().st_size)
+        with path.open("rb") as file:
+            large = imports.is_large(file, filename)
         mapping = {
             part: request.POST[f"part-{part}"]
             for part in importing.PARTS
@@ -65,7 +66,7 @@ def import_page(request: HttpRequest, slug: str) -> HttpResponse:
             }
             return render(request, TEMPLATE, context)
         chosen: dict[str, Any] = {
-            "name": request.POST.get("name", "").replace("\x00", "").strip(),
+            "name": asked(request.POST, "name"),
             "mapping": mapping,
             "skip_errors": "skip_errors" in request.POST,
         }

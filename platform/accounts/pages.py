@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,12 +15,24 @@ from django.shortcuts import render
 from accounts.errors import ProductError
 
 ROWS_PER_PAGE = 50
+# As a column of whole numbers takes them; other alphabets have digits, too.
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 Rows = TypeVar("Rows", bound=QuerySet[Any])
 
 
 def asked(values: QueryDict, name: str) -> str:
     """Return what the address or form says under a name, without what PostgreSQL cannot search."""
     return values.get(name, "").replace("\x00", "").strip()
+
+
+def all_asked(values: QueryDict, name: str) -> list[str]:
+    """Return all that a form says under a name, each as ``asked`` would."""
+    return [value.replace("\x00", "").strip() for value in values.getlist(name)]
+
+
+def whole(text: str) -> int | None:
+    """Return the whole number that an address or form says, None where it says no such thing."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def page_of(request: HttpRequest, rows: QuerySet[Any], size: int = ROWS_PER_PAGE) -> Page[Any]:
