@@ -18,6 +18,8 @@ from django.db import connection
 from django.http.response import HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 
+from config.bodies import limited
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 # Where annotators work: only synchronous views.
@@ -96,4 +98,4 @@ gc.freeze()
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """Send what annotators do to the threads, everything else to Django's own handler."""
     chosen = judging if scope.get("path", "").startswith(JUDGING) else django
-    await chosen(scope, receive, send)
+    await limited(chosen, scope, receive, send)
