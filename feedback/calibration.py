@@ -47,6 +47,7 @@ def start(
         raise ProductError("Somebody chosen is not a member of the project.")
     if any(item.campaign_id != campaign.pk or item.role != ItemRole.NORMAL for item in items):
         raise ProductError("Choose normal items of this campaign.")
+    Campaign.objects.select_for_update().get(pk=campaign.pk)  # or two would choose the same items
     if Item.objects.filter(repeat_of__in=items, role=ItemRole.CALIBRATION).exists():
         raise Conflict("One of these items was in a session before. Choose others.")
     session = CalibrationSession.objects.create(campaign=campaign, name=name.strip()[:120], by=by)

@@ -232,9 +232,17 @@ def generate_responses(*, campaign_id: int) -> None:
             state=Campaign.State.FAILED, reason=error.message[:500]
         )
         return
-    Campaign.objects.filter(pk=campaign_id, state=Campaign.State.GENERATING).update(
-        state=Campaign.State.OPEN
-    )
+    _open_if_complete(campaign_id)
+
+
+@transaction.atomic
+def _open_if_complete(campaign_id: int) -> None:
+    """Open a campaign whose responses are written; what was sent into it meanwhile comes first."""
+    held = Campaign.objects.select_for_update().get(pk=campaign_id)
+    if not held.items.filter(role=ItemRole.NORMAL, slots=None).exists():
+        Campaign.objects.filter(pk=campaign_id, state=Campaign.State.GENERATING).update(
+            state=Campaign.State.OPEN
+        )
 
 
 def write_together(write: Callable[[T, httpx.Client], R], these: Sequence[T]) -> Iterator[R]:
@@ -421,4 +429,7 @@ def give_feedback(
                 complaint=complaint,
             )
     except IntegrityError:
-        return CompletionFeedback.objects.get(completion=completion, client_id=client_id)
+        earlier = CompletionFeedback.objects.get(completion=completion, client_id=client_id)
+    if earlier.user_id != (user.pk if user is not None else None):
+        raise Conflict("This client id was used for other feedback. Send a fresh UUID.")
+    return earlier

@@ -186,6 +186,7 @@ def promote(
     A version that the gate does not propose needs a written reason, which the ledger keeps.
     """
     check_servable(version)
+    champion = Alias.objects.filter(project=project, name=alias_name).first()
     found = verdict(version, alias_name)
     if not found.proposed and not why.strip():
         named = Alias.objects.filter(project=project, name=alias_name, version=version)
@@ -202,6 +203,7 @@ def promote(
         by=by,
         why=why,
         overruled=not found.proposed,
+        expected=champion.version_id if champion is not None else None,
     )
 
 
@@ -218,7 +220,7 @@ def roll_back(
     """
     alias = Alias.objects.filter(project=project, name=alias_name).first()
     target = version_before(alias) if alias is not None else None
-    if target is None:
+    if alias is None or target is None:
         raise Conflict(
             f"There is nothing to roll {alias_name} back to: it has named only one version."
         )
@@ -229,6 +231,7 @@ def roll_back(
         kind=AliasMove.Kind.ROLL_BACK,
         by=by,
         why=why,
+        expected=alias.version_id,
     )
 
 
@@ -251,8 +254,10 @@ def _move(
     kind: AliasMove.Kind,
     by: User | None,
     why: str,
+    expected: int | None,
     overruled: bool = False,
 ) -> AliasMove:
+    """Move the alias on from ``expected``, which was looked at; Conflict if it has moved."""
     if version.project_id != project.pk:
         raise ProductError("This version belongs to another project.")
     started = time.monotonic()
@@ -265,12 +270,11 @@ def _move(
         before = None if created else alias.version
         if before is not None and before.pk == version.pk:
             raise Conflict(f"{alias_name} already names {version.name}. Nothing was changed.")
-        if kind == AliasMove.Kind.ROLL_BACK:
-            expected = version_before(alias)
-            if expected is None or expected.pk != version.pk:
-                raise Conflict(
-                    f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
-                )
+        if expected != (before.pk if before is not None else None):
+            # The gate compared with another champion, or the roll-back would skip a version.
+            raise Conflict(
+                f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
+            )
         alias.version = version
         alias.save(update_fields=["version"])
         move = AliasMove.objects.create(

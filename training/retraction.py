@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def retract(
         raise ProductError("The campaign belongs to another project.")
     lock_project(project.pk)
     subject.refresh_from_db()
+    if isinstance(subject, Prompt):
+        _hold_slots(subject)
     affected = affected_by(project=project, subject=subject, campaign=campaign)
     rows = _judgements(project, subject, campaign)
     if not affected.judgements and not _something_left(rows, subject, erase):
@@ -140,9 +143,10 @@ def retract(
         affected.runs.filter(state__in=(*Run.LIVE, Run.State.SUCCEEDED), replaced_by=None)
     )
     for run in affected.runs.live():
-        runs.cancel_run(run=run, by=by)
+        with suppress(Conflict):  # it ended meanwhile
+            runs.cancel_run(run=run, by=by)
     ids = list(rows.standing().values_list("pk", flat=True))
-    Judgement.objects.filter(pk__in=ids).update(
+    Judgement.objects.standing().filter(pk__in=ids).update(
         retracted_at=Now(), retracted_by=by, retracted_why=why
     )
     if isinstance(subject, Prompt):
@@ -195,6 +199,12 @@ def _free_slots(ids: list[int]) -> None:
     freed.filter(state=Slot.State.FILLED).update(
         state=Slot.State.OPEN, holder=None, lease_expires_at=None, leased_at=None
     )
+
+
+def _hold_slots(prompt: Prompt) -> None:
+    """Let nobody submit to the prompt's slots until commit: what came before is taken back, too."""
+    held = Slot.objects.filter(item__prompt=prompt).order_by("pk").select_for_update(of=("self",))
+    list(held.values_list("pk", flat=True))
 
 
 def _withdraw(prompt: Prompt) -> None:

@@ -137,8 +137,9 @@ def start_round(
 
 def cancel_round(*, round: Round, by: User | None) -> None:
     """Cancel every run of a round that has not ended; no further ones begin."""
-    live = list(round.runs.live())
     first = Round.objects.filter(pk=round.pk, cancelled=False).update(cancelled=True)
+    # Only now: until then a next rung could begin.
+    live = list(round.runs.live())
     if not first or not (live or round.first_steps):
         raise Conflict("This round has already ended.")
     for run in live:

@@ -156,6 +156,8 @@ def run_now(*, schedule: Schedule, by: User | None) -> ScheduledRound:
 @transaction.atomic
 def begin_round(*, schedule: Schedule, due: str) -> ScheduledRound | None:
     """Claim what is due and queue its snapshot; None when it was claimed before."""
+    # One at a time: two that are due by different names would not see each other.
+    Schedule.objects.select_for_update().get(pk=schedule.pk)
     found, created = ScheduledRound.objects.get_or_create(schedule=schedule, due=due)
     if not created:
         return None
