@@ -15,8 +15,9 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
+from accounts.pages import whole
 from accounts.pagination import paginated
-from accounts.serializers import SharedFieldsSerializer
+from accounts.serializers import FiniteField, SharedFieldsSerializer
 from feedback import assignment, extras, judgements, live, obstacles, services
 from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
@@ -172,8 +173,8 @@ class CampaignsView(ProjectAPIView):
     class Input(serializers.Serializer[Any]):
         class Source(serializers.Serializer[Any]):
             version = serializers.IntegerField(help_text="The id of a version.")
-            temperature = serializers.FloatField(default=1.0)
-            top_p = serializers.FloatField(default=1.0)
+            temperature = FiniteField(default=1.0)
+            top_p = FiniteField(default=1.0)
             max_tokens = serializers.IntegerField(default=128)
 
         name = serializers.CharField(max_length=120)
@@ -245,9 +246,9 @@ class CampaignStateView(OneCampaignView):
     @extend_schema(request=Input, responses=CampaignSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Open, pause or close a campaign."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign = self.campaign(pk)
         state = Campaign.State(data.validated_data["state"])
         services.set_campaign_state(campaign=campaign, state=state, by=self.user)
         campaign.refresh_from_db()
@@ -269,9 +270,9 @@ class CampaignCompletionsView(OneCampaignView):
     @extend_schema(request=Input, responses={201: Output})
     def post(self, request: Request, pk: int) -> Response:
         """Send answers from live use into a campaign; its sources write the others."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign = self.campaign(pk)
         chosen = set(data.validated_data["completions"])
         found = list(Completion.objects.filter(project=campaign.project_id, pk__in=chosen))
         if len(found) != len(chosen):
@@ -409,7 +410,7 @@ class AnswerInput(SharedFieldsSerializer):
         help_text="What the response “corrected” should have said.",
     )
     corrected = serializers.IntegerField(required=False, allow_null=True)
-    seconds = serializers.FloatField(min_value=0, required=False, allow_null=True)
+    seconds = FiniteField(min_value=0, required=False, allow_null=True)
 
     def validate_ratings(self, value: dict[str, dict[str, int]]) -> dict[int, dict[str, int]]:
         return _by_response(value)
@@ -460,8 +461,8 @@ class JudgementsView(ProjectAPIView):
         rows = rows.select_related("item", "annotator")
         campaign = None
         if number := request.query_params.get("campaign"):
-            pk = int(number[:18]) if number.isdecimal() else 0
-            campaign = Campaign.objects.filter(project__in=self.projects(), pk=pk).first()
+            found = Campaign.objects.filter(project__in=self.projects(), pk=whole(number) or 0)
+            campaign = found.first()
             rows = rows if campaign else rows.none()
         rows = judgements.search(
             rows,
@@ -523,9 +524,9 @@ class RenewView(OneSlotView):
     @extend_schema(request=SlotInput, responses={204: None})
     def post(self, request: Request, pk: int) -> Response:
         """Extend the lease of a task in hand."""
+        self.check_slot(pk)
         data = SlotInput(data=request.data)
         data.is_valid(raise_exception=True)
-        self.check_slot(pk)
         assignment.renew(slot_id=pk, token=data.validated_data["token"], annotator=self.user)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -538,9 +539,9 @@ class SkipView(OneSlotView):
     @extend_schema(request=Input, responses={204: None})
     def post(self, request: Request, pk: int) -> Response:
         """Give a task back; its item does not come to you again."""
+        self.check_slot(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        self.check_slot(pk)
         values = data.validated_data
         assignment.skip(
             slot_id=pk,
@@ -586,7 +587,9 @@ class CompletionFeedbackView(ProjectAPIView):
     def post(self, request: Request, pk: str) -> Response:
         """Say what you think of an answer: a thumb, a comment, a correction, a complaint."""
         completion = get_object_or_404(Completion.objects.select_related("version"), pk=pk)
-        self.membership(completion.project_id)
+        in_use = Completion.objects.asked_in_use().filter(pk=pk)
+        if not self.membership(completion.project_id).may(Role.LEAD) and not in_use.exists():
+            raise Http404  # its version would tell which model wrote what they judge
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         feedback = services.give_feedback(

@@ -115,9 +115,10 @@ class ChecksView(LeadView):
     @extend_schema(request=Input, responses=Input)
     def post(self, request: Request, pk: int) -> Response:
         """Set how often gold and repeats come, and what follows from the trust test."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign, values = self.campaign(pk), data.validated_data
+        values = data.validated_data
         policy = Campaign.Trust(values["trust"])
         gold.set_checks(campaign=campaign, by=self.user, **values | {"trust": policy})
         return self.values(campaign)
@@ -137,9 +138,10 @@ class GoldView(LeadView):
     @extend_schema(request=Input, responses={201: GoldSerializer})
     def post(self, request: Request, pk: int) -> Response:
         """Add a gold item with texts of its own."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        item = gold.add_gold(campaign=self.campaign(pk), by=self.user, **data.validated_data)
+        item = gold.add_gold(campaign=campaign, by=self.user, **data.validated_data)
         return Response(GoldSerializer(item).data, status=201)
 
 
@@ -147,9 +149,10 @@ class ItemGoldView(LeadView):
     @extend_schema(request=GoldAnswerInput, responses=GoldSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Make an item gold, or give a gold item another answer."""
+        found = self.item(pk)
         data = GoldAnswerInput(data=request.data)
         data.is_valid(raise_exception=True)
-        item = gold.make_gold(item=self.item(pk), answer=data.validated_data, by=self.user)
+        item = gold.make_gold(item=found, answer=data.validated_data, by=self.user)
         return Response(GoldSerializer(item).data)
 
 
@@ -166,11 +169,12 @@ class DecisionsView(LeadView):
     @extend_schema(request=Input, responses={201: DecisionSerializer})
     def post(self, request: Request, pk: int) -> Response:
         """Decide a disputed item; its judgements stay."""
+        item = self.item(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         answer = dict(data.validated_data)
         why = answer.pop("why")
-        decision = adjudication.decide(item=self.item(pk), answer=answer, why=why, by=self.user)
+        decision = adjudication.decide(item=item, answer=answer, why=why, by=self.user)
         return Response(DecisionSerializer(decision).data, status=201)
 
 
@@ -183,9 +187,10 @@ class PriorityView(LeadView):
     @extend_schema(request=Input, responses={204: None})
     def post(self, request: Request, pk: int) -> Response:
         """Let an item go out before those of a lower priority."""
+        item = self.item(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        dealing.prioritise(item=self.item(pk), by=self.user, **data.validated_data)
+        dealing.prioritise(item=item, by=self.user, **data.validated_data)
         return Response(status=204)
 
 
@@ -196,9 +201,10 @@ class AssignView(LeadView):
     @extend_schema(request=Input, responses={204: None})
     def post(self, request: Request, pk: int) -> Response:
         """Keep an item's free slots for the people named, and for nobody else."""
+        item = self.item(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        item, names = self.item(pk), data.validated_data["annotators"]
+        names = data.validated_data["annotators"]
         members = User.objects.filter(memberships__project=item.campaign.project_id)
         found = {user.username: user for user in members.filter(username__in=names)}
         if missing := [name for name in names if name not in found]:
@@ -227,9 +233,10 @@ class PausesView(LeadView):
     @extend_schema(request=Input, responses={201: PauseSerializer})
     def post(self, request: Request, pk: int) -> Response:
         """Pause an annotator in a campaign; what they hold goes to somebody else."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign, values = self.campaign(pk), data.validated_data
+        values = data.validated_data
         members = User.objects.filter(memberships__project=campaign.project_id)
         annotator = get_object_or_404(members, username=values["annotator"])
         paused = pauses.pause(
@@ -246,11 +253,11 @@ class LiftView(LeadView):
     @extend_schema(request=Input, responses=PauseSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """End a pause with a reason."""
-        data = self.Input(data=request.data)
-        data.is_valid(raise_exception=True)
         rows = Pause.objects.select_related("campaign__project", "annotator")
         paused = get_object_or_404(rows, pk=pk)
         self.membership(paused.campaign.project_id)
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
         pauses.lift(paused=paused, by=self.user, why=data.validated_data["why"])
         paused.refresh_from_db()
         return Response(PauseSerializer(paused).data)

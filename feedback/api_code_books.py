@@ -41,9 +41,10 @@ class CodeBooksView(LeadView):
     @extend_schema(request=Input, responses={201: CodeBookSerializer})
     def post(self, request: Request, pk: int) -> Response:
         """Publish a new version."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        book = code_books.publish(campaign=self.campaign(pk), by=self.user, **data.validated_data)
+        book = code_books.publish(campaign=campaign, by=self.user, **data.validated_data)
         return Response(CodeBookSerializer(book).data, status=201)
 
 
@@ -87,9 +88,10 @@ class CalibrationsView(LeadView):
     @extend_schema(request=Input, responses={201: SessionSerializer})
     def post(self, request: Request, pk: int) -> Response:
         """Start a session: everybody named judges a copy of each item."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign, values = self.campaign(pk), data.validated_data
+        values = data.validated_data
         session = calibration.start(
             campaign=campaign,
             name=values["name"],
@@ -160,13 +162,14 @@ class SessionMembersView(_SessionView):
     @extend_schema(request=Members, responses=Members)
     def post(self, request: Request, pk: int) -> Response:
         """Give members who came later the session's items, too; say who had not got them."""
+        session = self.session(pk)
         data = self.Members(data=request.data)
         data.is_valid(raise_exception=True)
         names = set(data.validated_data["members"])
         people = list(User.objects.filter(username__in=names))
         if len(people) != len(names):
             raise serializers.ValidationError("members: one of them is not a member.")
-        new = calibration.add_members(session=self.session(pk), members=people, by=self.user)
+        new = calibration.add_members(session=session, members=people, by=self.user)
         return Response({"members": [member.username for member in new]})
 
 
@@ -178,7 +181,8 @@ class NotesView(_SessionView):
     @extend_schema(request=Input, responses={201: None})
     def post(self, request: Request, pk: int) -> Response:
         """Keep a line of the discussion."""
+        session = self.session(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        calibration.note(session=self.session(pk), by=self.user, **data.validated_data)
+        calibration.note(session=session, by=self.user, **data.validated_data)
         return Response(status=201)

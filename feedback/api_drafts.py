@@ -14,6 +14,7 @@ from rest_framework.response import Response
 
 from accounts.models import Project
 from accounts.pagination import paginated
+from accounts.serializers import FiniteField
 from feedback import drafts, drafts_undo
 from feedback.api_checks import LeadView
 from feedback.models import MAX_CORRECTION, Campaign, Prompt
@@ -142,8 +143,8 @@ class DraftRequestsView(LeadView):
         tags = serializers.ListField(
             child=serializers.CharField(max_length=60), default=list, help_text="Of new prompts."
         )
-        temperature = serializers.FloatField(default=1.0)
-        top_p = serializers.FloatField(default=1.0)
+        temperature = FiniteField(default=1.0)
+        top_p = FiniteField(default=1.0)
         max_tokens = serializers.IntegerField(default=256)
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
         client_id = serializers.UUIDField(required=False)
@@ -259,9 +260,10 @@ class DraftApproveView(DraftLeadView):
     @extend_schema(request=Input, responses=DraftSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Approve a draft, as it is or edited; 409 where somebody decided before."""
+        draft = self.draft(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        values, draft = data.validated_data, self.draft(pk)
+        values = data.validated_data
         ours, other = "messages", "text"
         if draft.request.kind == DraftRequest.Kind.RESPONSE:
             ours, other = other, ours
@@ -283,9 +285,10 @@ class DraftRejectView(DraftLeadView):
     @extend_schema(request=Input, responses=DraftSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Reject a draft; 409 where somebody decided before."""
+        draft = self.draft(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        done = drafts.reject(draft=self.draft(pk), by=self.user, why=data.validated_data["why"])
+        done = drafts.reject(draft=draft, by=self.user, why=data.validated_data["why"])
         return Response(DraftSerializer(_rows().get(pk=done.pk)).data)
 
 
@@ -310,9 +313,9 @@ class CampaignDraftsView(LeadView):
     @extend_schema(request=Input, responses={201: Output})
     def post(self, request: Request, pk: int) -> Response:
         """Put approved answers into a campaign; its sources write the others."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign = self.campaign(pk)
         rows = Draft.objects.of(campaign.project)
         chosen = list(rows.filter(pk__in=data.validated_data["drafts"]))
         if len(chosen) != len(set(data.validated_data["drafts"])):

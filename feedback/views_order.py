@@ -101,9 +101,10 @@ class OrderView(LeadView):
     @extend_schema(request=Input, responses=OrderOutput)
     def post(self, request: Request, pk: int) -> Response:
         """Change what goes out first, from the next task on."""
+        campaign = self.campaign(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        campaign, values = self.campaign(pk), data.validated_data
+        values = data.validated_data
         dealing.set_order(
             campaign=campaign,
             order=values["queue_order"],

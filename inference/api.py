@@ -90,6 +90,8 @@ class VersionsView(ProjectAPIView):
 class OneVersionView(ProjectAPIView):
     """An operation on one version of the caller's projects."""
 
+    role = Role.LEAD
+
     def version(self, pk: int) -> Version:
         rows = Version.objects.select_related("base", "project", "parent")
         version = get_object_or_404(rows, pk=pk)
@@ -169,9 +171,9 @@ class PromoteView(OneVersionView):
     @extend_schema(request=MoveInput, responses=MoveSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Put a version behind an alias; one that is not proposed needs a reason why."""
+        version = self.version(pk)
         data = MoveInput(data=request.data)
         data.is_valid(raise_exception=True)
-        version = self.version(pk)
         move = services.promote(
             project=version.project,
             version=version,
@@ -223,7 +225,9 @@ class CompletionSerializer(serializers.ModelSerializer[Completion]):
 class CompletionView(ProjectAPIView):
     @extend_schema(responses=CompletionSerializer)
     def get(self, request: Request, pk: str) -> Response:
-        """Fetch one recorded answer with the version that gave it."""
+        """Fetch one recorded answer with the version that gave it: your own, or any as a lead."""
         completion = get_object_or_404(Completion.objects.select_related("version"), pk=pk)
-        self.membership(completion.project_id)
+        own = Completion.objects.asked_in_use().filter(created_by=self.user, pk=pk)
+        if not self.membership(completion.project_id).may(Role.LEAD) and not own.exists():
+            raise Http404  # it could tell which model wrote what they judge
         return Response(CompletionSerializer(completion).data)

@@ -169,6 +169,12 @@ class AliasMove(models.Model):
         return f"{self.alias.name}: {self.from_version} → {self.to_version}"
 
 
+class CompletionQuerySet(models.QuerySet["Completion"]):
+    def asked_in_use(self) -> CompletionQuerySet:
+        """Return the answers that people and programs asked for, and nobody judges blindly."""
+        return self.filter(source__in=[Completion.Source.CHAT, Completion.Source.GATEWAY])
+
+
 class Completion(models.Model):
     """One generated text with everything needed to say where it came from."""
 
@@ -195,6 +201,8 @@ class Completion(models.Model):
         User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = CompletionQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at"]

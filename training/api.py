@@ -18,7 +18,9 @@ from accounts import downloads
 from accounts.access import ProjectAPIView
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, Scope
+from accounts.pages import whole
 from accounts.pagination import paginated
+from accounts.serializers import FiniteField
 from feedback.models import Campaign
 from inference.models import Version
 from training import evaluation, formats, preflight, runs, snapshots, storage
@@ -52,9 +54,9 @@ class OptionsSerializer(serializers.Serializer[Any]):
 
     pairs = serializers.ChoiceField(choices=Pairs.choices, required=False)
     votes = serializers.ChoiceField(choices=Votes.choices, required=False)
-    min_agreement = serializers.FloatField(min_value=0, max_value=1, required=False)
-    attributes = serializers.DictField(child=serializers.FloatField(), required=False)
-    gap = serializers.FloatField(min_value=0, required=False)
+    min_agreement = FiniteField(min_value=0, max_value=1, required=False)
+    attributes = serializers.DictField(child=FiniteField(), required=False)
+    gap = FiniteField(min_value=0, required=False)
     margins = serializers.ChoiceField(choices=Margins.choices, required=False)
     imitate = serializers.ListField(
         child=serializers.ChoiceField(choices=Imitate.choices), required=False
@@ -63,7 +65,7 @@ class OptionsSerializer(serializers.Serializer[Any]):
     pii = serializers.ChoiceField(choices=Pii.choices, required=False)
     languages = serializers.ListField(child=serializers.CharField(max_length=3), required=False)
     feedback = serializers.BooleanField(required=False)
-    heldout_annotators = serializers.FloatField(min_value=0, max_value=0.9, required=False)
+    heldout_annotators = FiniteField(min_value=0, max_value=0.9, required=False)
     near = serializers.BooleanField(required=False)
     leaks = serializers.BooleanField(required=False)
 
@@ -73,7 +75,7 @@ class SnapshotsView(ProjectAPIView):
 
     class Input(serializers.Serializer[Any]):
         campaigns = serializers.ListField(child=serializers.IntegerField(), default=list)
-        heldout_fraction = serializers.FloatField(min_value=0, max_value=0.9, default=0.2)
+        heldout_fraction = FiniteField(min_value=0, max_value=0.9, default=0.2)
         kind = serializers.ChoiceField(choices=Kind.choices, default=Kind.PREFERENCE)
         options = OptionsSerializer(required=False)
 
@@ -305,8 +307,8 @@ class RunMetricsView(OneRunView):
     @extend_schema(responses={200: serializers.ListSerializer(child=serializers.DictField())})
     def get(self, request: Request, pk: int) -> Response:
         """List what the run reported step by step; ?after=N leaves out the steps up to N."""
-        after = request.query_params.get("after", "0")
-        rows = self.run(pk).metrics.filter(step__gt=int(after) if after.isdigit() else 0)
+        after = whole(request.query_params.get("after", ""))
+        rows = self.run(pk).metrics.filter(step__gt=after or 0)
         return Response(list(rows.values_list("values", flat=True)))
 
 
@@ -355,9 +357,9 @@ class RunPriorityView(OneRunView):
     @extend_schema(request=Input, responses=RunSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Say how soon a waiting run goes: the highest first."""
+        run = self.run(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        run = self.run(pk)
         runs.set_priority(run=run, priority=data.validated_data["priority"], by=self.user)
         run.refresh_from_db()
         return Response(RunSerializer(run).data)

@@ -108,9 +108,9 @@ class ScheduleActiveView(OneScheduleView):
     @extend_schema(request=Input, responses=ScheduleSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Pause or resume a schedule; what was due meanwhile is not made up for."""
+        found = self.schedule(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        found = self.schedule(pk)
         service.set_active(schedule=found, active=data.validated_data["active"], by=self.user)
         found.refresh_from_db()
         return Response(ScheduleSerializer(found).data)
@@ -143,10 +143,10 @@ class DecideView(ProjectAPIView):
     @extend_schema(request=Input, responses=RoundSerializer)
     def post(self, request: Request, pk: int) -> Response:
         """Promote what a round proposes, or decline it."""
-        data = self.Input(data=request.data)
-        data.is_valid(raise_exception=True)
         row = get_object_or_404(ScheduledRound.objects.select_related("schedule"), pk=pk)
         self.membership(row.schedule.project_id)
+        data = self.Input(data=request.data)
+        data.is_valid(raise_exception=True)
         service.decide(
             row=row,
             accept=data.validated_data["promote"],

@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiToken, Membership, Project, Role, Scope, User
+from accounts.pages import asked
 
 
 def _require(membership: Membership | None, role: Role) -> Membership:
@@ -54,6 +55,21 @@ class HasScope(BasePermission):
         return True
 
 
+class HasRole(BasePermission):
+    """Refuse who has the role that the view declares in no project, before the body is read.
+
+    Annotators' views ask no more than ``membership`` does: judging pays for each query.
+    """
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        assert isinstance(view, ProjectAPIView)
+        if view.role != Role.ANNOTATOR and not view.projects().exists():
+            raise PermissionDenied(
+                f"This needs the role “{view.role}” in a project. Ask an admin of it."
+            )
+        return True
+
+
 class ProjectAPIView(APIView):
     """A REST operation inside projects: declares the token scope and the role that it needs."""
 
@@ -70,7 +86,7 @@ class ProjectAPIView(APIView):
         super().initial(request, *args, **kwargs)
 
     def get_permissions(self) -> list[Any]:
-        return [*super().get_permissions(), HasScope()]
+        return [*super().get_permissions(), HasScope(), HasRole()]
 
     def projects(self, role: Role | None = None) -> Any:
         """Return the projects in which this caller has the role; a token sees only its own."""
@@ -99,7 +115,7 @@ class ProjectAPIView(APIView):
         """Return the project a new object goes to: the token's, the named one, or the only one."""
         if isinstance(self.request.auth, ApiToken):
             return self.membership(self.request.auth.project_id).project
-        slug = self.request.query_params.get("project")
+        slug = asked(self.request.query_params, "project")
         found = Membership.objects.select_related("project").filter(user=self.user)
         if slug:
             return _require(found.filter(project__slug=slug).first(), self.role).project

@@ -93,9 +93,9 @@ class WebhookView(AdminView):
     @extend_schema(request=Input, responses=WebhookSerializer)
     def patch(self, request: Request, pk: int) -> Response:
         """Switch a webhook on or off."""
+        webhook = self.webhook(pk)
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        webhook = self.webhook(pk)
         webhooks.set_active(webhook=webhook, active=data.validated_data["active"], by=self.user)
         webhook.refresh_from_db()
         return Response(WebhookSerializer(webhook).data)

@@ -1,11 +1,22 @@
-"""A serializer for the hottest input: its fields are made once."""
+"""What serializers share: fields made once for the hottest input, and numbers that are numbers."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rest_framework import serializers
 from rest_framework.utils.serializer_helpers import BindingDict
+
+
+class FiniteField(serializers.FloatField):
+    """A number as JSON has them; DRF's own takes “nan” and “inf”, which pass every comparison."""
+
+    def to_internal_value(self, data: Any) -> float:
+        number: float = super().to_internal_value(data)
+        if not math.isfinite(number):
+            self.fail("invalid")
+        return number
 
 
 class SharedFieldsSerializer(serializers.Serializer[Any]):

@@ -171,7 +171,9 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["accounts.parsing.JSONParser"],
+    # What can be asked stands in the schema; OPTIONS tells nobody anything.
+    "DEFAULT_METADATA_CLASS": None,
     "DEFAULT_SCHEMA_CLASS": "accounts.schema.NestedNamesSchema",
     "EXCEPTION_HANDLER": "accounts.errors.exception_handler",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",

@@ -180,9 +180,9 @@ def test_it_keeps_the_version_before_warm(
 
 
 def test_rest_lists_fetches_and_downloads_versions(
-    register: Callable[[int], Version], annotator: User, api: Callable[..., APIClient]
+    register: Callable[[int], Version], lead: User, api: Callable[..., APIClient]
 ) -> None:
-    version, client = register(1), api(annotator)
+    version, client = register(1), api(lead)
     listed = client.get("/api/versions/").json()["results"]
     assert [row["name"] for row in listed] == ["v1", "base"]
     assert client.get(f"/api/versions/{version.pk}/").json()["digest"] == version.digest
@@ -195,11 +195,11 @@ def test_rest_lists_fetches_and_downloads_versions(
 
 def test_an_adapter_downloads_in_two_halves(
     register: Callable[[int], Version],
-    annotator: User,
+    lead: User,
     stranger: User,
     api: Callable[..., APIClient],
 ) -> None:
-    version, client = register(1), api(annotator)
+    version, client = register(1), api(lead)
     weights = (version.folder / "adapter_model.safetensors").read_bytes()
     path = f"/api/versions/{version.pk}/files/adapter_model.safetensors"
     first = client.get(path, headers={"Range": "bytes=0-49"})
