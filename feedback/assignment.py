@@ -435,6 +435,8 @@ def _check(answer: Answer, *, campaign: Campaign, response_ids: list[int]) -> No
             raise TooLarge(
                 f"The {name} has {len(text):,} characters; {most:,} is the most. Shorten it."
             )
+    if answer.ranking is None and (answer.strength is not None or answer.both_bad):
+        raise ProductError("“strength” and “both_bad” go with a ranking. Leave them out.")
     if campaign.kind == Campaign.Kind.THUMBS:
         if answer.thumb not in (-1, 1) or answer.ranking is not None:
             raise ProductError("Send “thumb” as 1 (up) or -1 (down), and no ranking.")

@@ -23,6 +23,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Role, User
+from accounts.pages import whole
 from feedback import assignment, code_books, extras, extras_form, obstacles
 from feedback.letters import STRENGTHS
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, Judgement, SkipReason
@@ -164,9 +165,8 @@ def task_renew(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def task_confirm(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Keep that the annotator has read the code book, and go on."""
     campaign, annotator = _campaign(request, slug, pk)
-    asked = request.POST.get("code_book", "")
-    number = int(asked[:9]) if asked.isdigit() else 0
-    book = get_object_or_404(campaign.code_books, number=number)
+    number = whole(request.POST.get("code_book", ""))
+    book = get_object_or_404(campaign.code_books, number=number or 0)
     try:
         code_books.confirm(code_book=book, annotator=annotator)
     except Conflict as error:

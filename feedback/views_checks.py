@@ -17,7 +17,7 @@ from django.views.decorators.http import require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
-from accounts.pages import refused, sentence
+from accounts.pages import asked, refused, sentence, whole
 from accounts.templatetags.laurel import letter
 from feedback import adjudication, extras, gold, letters, pauses
 from feedback.models import LEAST_EVERY, Campaign, Item, ItemRole, Judgement, Pause, Response
@@ -108,13 +108,16 @@ def campaign_checks(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def annotator_pause(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Pause an annotator in this campaign."""
     membership, campaign = _campaign(request, slug, pk)
-    name = request.POST.get("annotator", "")
-    annotator = get_object_or_404(User, username=name, memberships__project=membership.project)
+    annotator = get_object_or_404(
+        User,
+        username=asked(request.POST, "annotator"),
+        memberships__project=membership.project,
+    )
     try:
         pauses.pause(
             campaign=campaign,
             annotator=annotator,
-            why=request.POST.get("why", ""),
+            why=asked(request.POST, "why"),
             by=membership.user,
         )
         messages.success(request, f"{annotator.username} is paused in “{campaign.name}”.")
@@ -128,13 +131,11 @@ def annotator_pause(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def pause_lift(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """End a pause."""
     membership, campaign = _campaign(request, slug, pk)
-    asked = request.POST.get("pause", "")
     rows = Pause.objects.select_related("campaign__project", "annotator")
-    paused = get_object_or_404(
-        rows, campaign=campaign, pk=int(asked[:18]) if asked.isdigit() else 0
-    )
+    number = whole(request.POST.get("pause", ""))
+    paused = get_object_or_404(rows, campaign=campaign, pk=number or 0)
     try:
-        pauses.lift(paused=paused, by=membership.user, why=request.POST.get("why", ""))
+        pauses.lift(paused=paused, by=membership.user, why=asked(request.POST, "why"))
         messages.success(request, f"{paused.annotator.username} may go on.")
     except ProductError as error:
         messages.error(request, sentence(error))
@@ -278,10 +279,10 @@ def _read_answer(request: HttpRequest, campaign: Campaign, item: Item) -> dict[s
         }
     by_place: dict[int, list[int]] = {}
     for position in range(item.responses.count()):
-        place = request.POST.get(f"place-{position}", "")
-        if not place.isdigit():
+        place = whole(request.POST.get(f"place-{position}", ""))
+        if place is None:
             raise ProductError("Give every answer its place first.")
-        by_place.setdefault(int(place[:3]), []).append(position)
+        by_place.setdefault(place, []).append(position)
     return {"ranking": [by_place[place] for place in sorted(by_place)]}
 
 
@@ -306,7 +307,7 @@ def campaign_item(request: HttpRequest, slug: str, pk: int, item: int) -> HttpRe
             gold.make_gold(item=found, answer=answer, by=membership.user)
             messages.success(request, "It is gold now; annotators meet it at the campaign's rate.")
         else:
-            why = request.POST.get("why", "")
+            why = asked(request.POST, "why")
             adjudication.decide(item=found, answer=answer, why=why, by=membership.user)
             messages.success(request, "Decided. The judgements stay as they are.")
     except (ProductError, ValidationError) as error:

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
-from accounts.pages import refused, sentence
+from accounts.pages import all_asked, refused, sentence, whole
 from feedback import calibration as sessions
 from feedback import code_books
 from feedback.models import Campaign, ItemRole
@@ -149,13 +149,12 @@ def calibration(request: HttpRequest, slug: str, pk: int, session: int) -> HttpR
     template = "feedback/calibration.html"
     if request.method != "POST":
         return render(request, template, context)
-    asked = request.POST.get("item", "")
     try:
         sessions.note(
             session=found,
             text=request.POST.get("text", ""),
             by=membership.user,
-            item=int(asked[:18]) if asked.isdigit() else None,
+            item=whole(request.POST.get("item", "")),
         )
     except ProductError as error:
         return refused(request, template, context, error)
@@ -169,7 +168,7 @@ def calibration_join(request: HttpRequest, slug: str, pk: int, session: int) -> 
     membership, campaign = _campaign(request, slug, pk)
     rows = campaign.calibrations.select_related("campaign__project")
     found = get_object_or_404(rows, pk=session)
-    people = User.objects.filter(username__in=request.POST.getlist("members"))
+    people = User.objects.filter(username__in=all_asked(request.POST, "members"))
     try:
         new = sessions.add_members(session=found, members=list(people), by=membership.user)
     except ProductError as error:

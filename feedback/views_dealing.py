@@ -14,7 +14,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role, User
-from accounts.pages import asked, page_of, refused
+from accounts.pages import all_asked, asked, page_of, refused, whole
 from feedback import dealing
 from feedback.models import Campaign, Item, ItemRole, Slot
 
@@ -56,7 +56,7 @@ def _context(request: HttpRequest, campaign: Campaign) -> dict[str, Any]:
         "shown": SHOWN.items(),
         "members": User.objects.filter(memberships__project=campaign.project).order_by("username"),
         "given": request.POST,
-        "named": request.POST.getlist("annotator"),
+        "named": all_asked(request.POST, "annotator"),
         "most": dealing.MOST_PRIORITY,
     }
 
@@ -69,14 +69,14 @@ def _change(request: HttpRequest, membership: Membership, items: list[Item]) -> 
     if not items:
         raise ProductError("Choose at least one item in the table first.")
     if act == "priority":
-        wanted = asked(request.POST, "priority")
-        if not wanted.removeprefix("-").isdecimal():
+        wanted = whole(asked(request.POST, "priority"))
+        if wanted is None:
             raise ProductError("A priority is a whole number; 0 is the usual one.")
         for item in items:
-            dealing.prioritise(item=item, priority=int(wanted[:6]), by=by)
-        return f"{count} now of priority {int(wanted)}."
+            dealing.prioritise(item=item, priority=wanted, by=by)
+        return f"{count} now of priority {wanted}."
     if act == "assign":
-        names = request.POST.getlist("annotator")
+        names = all_asked(request.POST, "annotator")
         members = User.objects.filter(memberships__project=membership.project)
         people = list(members.filter(username__in=names).order_by("username"))
         if not people or len(people) != len(set(names)):
@@ -104,7 +104,7 @@ def campaign_items(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     template = "feedback/items.html"
     if request.method != "POST":
         return render(request, template, _context(request, campaign))
-    chosen = [int(one[:18]) for one in request.POST.getlist("item") if one.isdecimal()]
+    chosen = {whole(one) or 0 for one in request.POST.getlist("item")}
     rows = Item.objects.filter(campaign=campaign, role=ItemRole.NORMAL, pk__in=chosen)
     items = list(rows.select_related("campaign__project").order_by("id"))
     try:

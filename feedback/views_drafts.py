@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import page_of, refused, sentence
+from accounts.pages import asked, page_of, refused, sentence, whole
 from feedback import drafts as service
 from feedback import drafts_undo, live
 from feedback.forms_drafts import DraftsForm
@@ -29,7 +29,7 @@ ORDERS_SHOWN = 5
 
 
 def _number(value: str) -> int:
-    return int(value[:18]) if value.isdecimal() else 0
+    return whole(value) or 0
 
 
 # The list
@@ -48,8 +48,8 @@ def _filtered(request: HttpRequest, membership: Membership) -> DraftQuerySet:
 
 def _filters(request: HttpRequest, **changes: str) -> str:
     """Return the part of the address that narrows the review, to be kept from draft to draft."""
-    asked = request.GET.dict() | changes
-    kept = {name: asked[name] for name in ("kind", "request", "campaign") if asked.get(name)}
+    given = request.GET.dict() | changes
+    kept = {name: given[name] for name in ("kind", "request", "campaign") if given.get(name)}
     return f"?{urlencode(kept)}" if kept else ""
 
 
@@ -222,7 +222,7 @@ def draft(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     chosen = _number(request.POST.get("campaign", ""))
     try:
         if act == "reject":
-            service.reject(draft=found, by=membership.user, why=request.POST.get("why", ""))
+            service.reject(draft=found, by=membership.user, why=asked(request.POST, "why"))
             said = f"Draft {found.pk} is rejected."
         elif act in ("approve", "edit"):
             campaign: Campaign | None = None

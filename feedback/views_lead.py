@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import asked, ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused, whole
 from feedback import live, quality, services
 from feedback.dealing import ORDER_MEANING
 from feedback.extras import stored
@@ -266,8 +266,8 @@ def feedback_list(request: HttpRequest, slug: str) -> HttpResponse:
     source, query = request.GET.get("source", ""), asked(request.GET, "q")
     if kind in FEEDBACK_KINDS:
         rows = rows.filter(FEEDBACK_KINDS[kind][1])
-    if version.isdigit():
-        rows = rows.filter(completion__version__number=int(version[:9]))
+    if (number := whole(version)) is not None:
+        rows = rows.filter(completion__version__number=number)
     if source in Completion.Source.values:
         rows = rows.filter(completion__source=source)
     if query:

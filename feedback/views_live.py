@@ -13,6 +13,7 @@ from django.views.decorators.http import require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Role
+from accounts.pages import whole
 from feedback.live import open_campaigns, send_to_campaign
 from inference.models import Completion
 
@@ -22,10 +23,8 @@ from inference.models import Completion
 def feedback_send(request: HttpRequest, slug: str) -> HttpResponse:
     """Send the chosen answers into the chosen campaign."""
     membership = get_membership(request, slug, Role.LEAD)
-    number = request.POST.get("campaign", "")
-    campaign = get_object_or_404(
-        open_campaigns(membership), pk=int(number) if number.isdecimal() else 0
-    )
+    number = whole(request.POST.get("campaign", ""))
+    campaign = get_object_or_404(open_campaigns(membership), pk=number or 0)
     try:
         ids = [uuid.UUID(value) for value in request.POST.getlist("completion")]
         chosen = list(Completion.objects.filter(project=membership.project, pk__in=ids))

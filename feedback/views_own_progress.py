@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView, get_membership
 from accounts.models import Project
+from accounts.pages import asked
 from feedback import charts
 from feedback.own_progress import own_progress
 
@@ -73,7 +74,7 @@ class OwnProgressView(ProjectAPIView):
     def get(self, request: Request) -> Response:
         """Say what the caller has judged: today, this week, by campaign. Days are UTC's."""
         projects = self.projects()
-        if slug := request.query_params.get("project"):
+        if slug := asked(request.query_params, "project"):
             projects = projects.filter(slug=slug)
         found = own_progress(annotator=self.user, projects=projects)
         return Response(OwnProgressOutput(asdict(found)).data)

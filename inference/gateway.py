@@ -24,6 +24,7 @@ from rest_framework.exceptions import AuthenticationFailed
 
 from accounts.authentication import find_token
 from accounts.models import ApiToken, Membership, Role, Scope
+from accounts.parsing import Unreadable, read_json
 from inference import client
 from inference.models import Alias, AliasName, Completion, Version
 
@@ -102,7 +103,7 @@ def _named(name: str) -> Any:
 
     if name.startswith("v-"):
         return Q(digest__startswith=name[2:])
-    if name.startswith("v") and name[1:].isdigit() and len(name) < 9:
+    if name.startswith("v") and name[1:].isdecimal() and len(name) < 9:
         return Q(number=int(name[1:]))
     return Q(number=0)
 
@@ -165,17 +166,25 @@ async def chat_completions(request: HttpRequest) -> HttpResponse | StreamingHttp
 def _read_body(request: HttpRequest) -> dict[str, Any]:
     if int(request.headers.get("Content-Length") or 0) > MAX_BODY_BYTES:
         raise Refusal(413, "The request is larger than 2 MB. Send less text.")
-    try:
-        body = json.loads(request.body)
-    except (ValueError, UnicodeDecodeError):
-        raise Refusal(400, "The body is not JSON. Send {“model”, “messages”}.") from None
-    if not isinstance(body, dict):
-        raise Refusal(400, "The body must be a JSON object with “model” and “messages”.")
+    body = read_object(request.body)
     if not isinstance(body.get("model"), str) or not body["model"]:
         raise Refusal(400, "Name a “model”: an alias such as “production”, or a version.")
     check_messages(body.get("messages"))
     if body.get("n") not in (None, 1):
         raise Refusal(400, "Ask for one answer a request (“n”: 1); each answer is recorded.")
+    return body
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is, fit to be stored; raise Refusal 400."""
+    try:
+        body = read_json(text)
+    except Unreadable as error:
+        raise Refusal(400, f"{error} Send {{“model”, “messages”}}.") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, "The body must be a JSON object with “model” and “messages”.")
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise Refusal(400, "“stream_options” must be a JSON object.")
     return body
 
 

@@ -23,6 +23,7 @@ from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
 from accounts.models import Membership, Role
 from accounts.pages import asked, ordered, page_of, refused
+from accounts.parsing import Unreadable, read_json
 from inference import gateway, services
 from inference.models import Alias, AliasMove, AliasName, Completion, Version
 
@@ -263,8 +264,8 @@ def chat(request: HttpRequest, slug: str) -> HttpResponse:
 def _history(text: str) -> list[dict[str, Any]]:
     """Return the turns so far from the page's hidden field."""
     try:
-        turns = json.loads(text)
-    except ValueError:
+        turns = read_json(text.encode(errors="replace"))
+    except Unreadable:
         turns = None
     if not isinstance(turns, list):
         raise gateway.Refusal(400, "The conversation cannot be read. Start a new chat.")
@@ -297,12 +298,7 @@ async def chat_answer(request: HttpRequest, slug: str) -> HttpResponseBase:
     """Stream an answer to the chat page as server-sent events, in the gateway's shape."""
     membership = await sync_to_async(get_membership)(request, slug)
     try:
-        try:
-            body = json.loads(request.body)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise gateway.Refusal(400, "Send a JSON object with “model” and “messages”.")
+        body = gateway.read_object(request.body)
         completion = await sync_to_async(_completion)(membership, body)
         return await gateway.answer(
             completion, stream=True, options={"stream_options": {"include_usage": True}}

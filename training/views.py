@@ -21,7 +21,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import asked, ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused, whole
 from inference.models import Version
 from training import (
     charts,
@@ -498,8 +498,8 @@ def run_status(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def run_charts(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Render the curves alone; 204 while there is no step after ``?after=``."""
     _, run = _run(request, slug, pk)
-    after = request.GET.get("after", "")
-    if run.is_live and after.isdigit() and run.step <= int(after):
+    after = whole(request.GET.get("after", ""))
+    if run.is_live and after is not None and run.step <= after:
         return HttpResponse(status=204)
     context = {"run": run, "charts": charts.run_charts(run)}
     return render(request, "training/_run_charts.html", context)
@@ -545,10 +545,10 @@ def run_priority(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     """Say how soon a waiting run goes."""
     membership, run = _run(request, slug, pk, Role.ADMIN)
     try:
-        wanted = asked(request.POST, "priority")
-        if not wanted.lstrip("-").isdigit():
+        wanted = whole(asked(request.POST, "priority"))
+        if wanted is None:
             raise ProductError("A priority is a whole number between -100 and 100.")
-        runs.set_priority(run=run, priority=int(wanted[:5]), by=membership.user)
+        runs.set_priority(run=run, priority=wanted, by=membership.user)
     except ProductError as error:
         return refused(request, "training/run.html", _run_context(run), error)
     return redirect("run", slug, pk)
@@ -559,7 +559,7 @@ def run_priority(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
 def run_compare(request: HttpRequest, slug: str) -> HttpResponse:
     """Draw the curves of several runs in one chart a metric: ``?run=1&run=2``."""
     membership = get_membership(request, slug, Role.LEAD)
-    numbers = [int(one[:9]) for one in request.GET.getlist("run") if one.isdigit()]
+    numbers = [whole(one) or 0 for one in request.GET.getlist("run")]
     wanted = list(dict.fromkeys(numbers))[: charts.MAX_COMPARED]
     rows = Run.objects.filter(project=membership.project)
     found = rows.select_related("version", "start_version").in_bulk(wanted)
@@ -596,8 +596,8 @@ def evaluation_index(request: HttpRequest, slug: str) -> HttpResponse:
     membership = get_membership(request, slug, Role.LEAD)
     rows = Evaluation.objects.filter(project=membership.project)
     version = request.GET.get("version", "")
-    if version.isdigit():
-        rows = rows.filter(challenger__number=int(version[:9]))
+    if (number := whole(version)) is not None:
+        rows = rows.filter(challenger__number=number)
     rows = rows.select_related("challenger", "champion", "created_by")
     context = {
         "page": page_of(request, rows),

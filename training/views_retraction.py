@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Membership, Project, Role, User
-from accounts.pages import page_of, refused
+from accounts.pages import page_of, refused, whole
 from feedback.models import Campaign, Judgement, Prompt
 from training import retraction as service
 from training.models import Retraction, Snapshot
@@ -70,8 +70,8 @@ def retract(request: HttpRequest, slug: str, kind: str, key: str) -> HttpRespons
     subject = _subject(membership, kind, key)
     form = RetractForm(request.POST or None, subject=subject, project=project)
     campaign = form.cleaned_data.get("campaign") if form.is_bound and form.is_valid() else None
-    if not form.is_bound and request.GET.get("campaign", "").isdigit():
-        campaign = Campaign.objects.filter(project=project, pk=request.GET["campaign"][:18]).first()
+    if not form.is_bound and (number := whole(request.GET.get("campaign", ""))):
+        campaign = Campaign.objects.filter(project=project, pk=number).first()
         form.initial["campaign"] = campaign
     context = {
         "title": _title(subject),

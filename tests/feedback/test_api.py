@@ -108,7 +108,7 @@ def test_malformed_json_gets_a_sentence(campaign: Campaign, annotator: User, api
         "/api/judgements/", data="{not json", content_type="application/json"
     )
     assert response.status_code == 400
-    assert "JSON parse error" in response.json()["message"]
+    assert "not JSON" in response.json()["message"]
 
 
 def test_a_comment_of_10_mb_is_refused(campaign: Campaign, annotator: User, api: Connect) -> None:

@@ -372,7 +372,7 @@ async def test_it_streams_an_answer_and_records_it(
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        ([], 400, "Send a JSON object"),
+        ([], 400, "must be a JSON object"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, 400, "Choose a model"),
         ({"model": "base", "messages": []}, 400, "with at least one"),
         ({"model": "v7", "messages": [{"role": "user", "content": "Hi"}]}, 404, "no model “v7”"),
