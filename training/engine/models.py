@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from training.engine.arguments import Arguments
+from training.engine.attention import PIECEWISE
 from training.engine.errors import RunError
 from training.engine.rundir import Artifact
 
@@ -121,9 +122,12 @@ def _with_attention(
     kinds = ["flex_attention"] if device.type == "cuda" else []
     for attention in [*kinds, "sdpa"]:
         with suppress(ImportError, ValueError):  # what else is wrong, the last try says
-            return kind.from_pretrained(
+            model = kind.from_pretrained(
                 base, dtype=dtype, attn_implementation=attention, use_safetensors=True, **options
             )
+            if attention == "sdpa":  # a class with an attention of its own keeps it
+                model.set_attn_implementation(PIECEWISE)
+            return model
     return kind.from_pretrained(
         base, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.engine.attention import PIECEWISE
 from training.engine.data import Tree
 from training.engine.logprobs import DIVERGENCE_ROWS, divergences, token_log_probs
 from training.engine.models import without_adapter
@@ -133,10 +134,10 @@ def choose_computation(policy: Policy, trees: Sequence[Tree]) -> str | None:
     """Fall back to plain computation where the tree is wrong; return a note if so.
 
     A mask that an architecture ignores raises no error, hence one real comparison in every run.
-    Where FlexAttention fails, the dense mask has its turn.
+    Where FlexAttention or the attention in pieces fails, the dense mask has its turn.
     """
     reason = _wrong(policy, trees)
-    if reason and policy.inner.config._attn_implementation == "flex_attention":
+    if reason and policy.inner.config._attn_implementation in ("flex_attention", PIECEWISE):
         policy.inner.set_attn_implementation("sdpa")
         reason = _wrong(policy, trees)
     if not reason:

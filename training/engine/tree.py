@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.engine.attention import PIECEWISE, cut_mask
 from training.engine.data import Tree, Votes
 
 LENGTHS = 64  # sequences are as long as a multiple of this
@@ -171,10 +172,18 @@ def sparse_mask(pack: Pack, window: int | None = None) -> Any:
     )
 
 
+def cut_block_mask(pack: Pack, window: int | None = None) -> Tensor:
+    """Return the same mask as `block_mask`, with the pieces that piecewise attention looks at."""
+    mask = block_mask(pack, window)
+    return cut_mask(mask, pack.owner, pack.parent, windowed=window is not None)
+
+
+MASKS: dict[str, Callable[..., Any]] = {"flex_attention": sparse_mask, PIECEWISE: cut_block_mask}
+
+
 def attention_masks(pack: Pack, config: Any) -> Any:
     """Return the mask in the form that the architecture takes: one, or one per kind of layer."""
-    flexible = getattr(config, "_attn_implementation", "") == "flex_attention"
-    make = sparse_mask if flexible else block_mask
+    make = MASKS.get(getattr(config, "_attn_implementation", ""), block_mask)
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds == {"sliding_attention"}:

@@ -97,17 +97,22 @@ SIZES = {
 }
 
 
-def tiny_model(kind: str, **changes: Any) -> Any:
-    """Return a random two-layer model of an architecture, in fp32, always the same one."""
+def tiny_model(kind: str, attention: str = "", **changes: Any) -> Any:
+    """Return a random two-layer model of an architecture, in fp32, always the same one.
+
+    It attends in pieces, as a base from `load_base` does on a CPU, unless told otherwise.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from training.engine.attention import PIECEWISE
 
     torch.manual_seed(7)
     config = AutoConfig.for_model(kind, **{**SIZES, **changes})
     # Larger than the usual start, so that wrong attention shows in the output.
     config.initializer_range = 0.2
     return AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa", dtype=torch.float32
+        config, attn_implementation=attention or PIECEWISE, dtype=torch.float32
     ).eval()
 
 

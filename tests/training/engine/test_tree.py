@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,19 @@ import torch
 
 from tests.training.engine.conftest import tiny_model
 from tests.training.engine.test_against_trl import ARCHITECTURES, some_trees
+from training.engine.attention import PIECEWISE, cut_mask
 from training.engine.data import Pair, Tree
+from training.engine.models import load_base
 from training.engine.policy import Policy, choose_computation
-from training.engine.tree import block_mask, build_pack, group_trees, sum_by_response
+from training.engine.tree import (
+    Pack,
+    block_mask,
+    build_pack,
+    cut_block_mask,
+    group_trees,
+    rounded,
+    sum_by_response,
+)
 
 
 def test_it_lays_out_positions_and_predictors() -> None:
@@ -55,11 +66,65 @@ def test_it_packs_up_to_the_budget() -> None:
     assert [[tree.tokens for tree in pack] for pack in packs] == [[21], [10, 2], [6, 4]]
 
 
+@pytest.mark.parametrize("attention", [PIECEWISE, "sdpa"])
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "gpt2", "gpt_neox", "phi3", "olmo2"])
-def test_the_tree_equals_plain_log_probs(kind: str) -> None:
+def test_the_tree_equals_plain_log_probs(kind: str, attention: str) -> None:
     sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}
-    model = tiny_model(kind.partition("-")[0], **ARCHITECTURES.get(kind, sizes))
+    model = tiny_model(kind.partition("-")[0], attention, **ARCHITECTURES.get(kind, sizes))
+    assert model.config._attn_implementation == attention
     assert Policy(model, head="lm").tree_error(some_trees()) < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_pieces_see_what_the_dense_mask_shows(window: int | None) -> None:
+    alone = Tree((), ((8, 9),), ())  # a response without a prompt
+    empty = Tree((1, 2, 3, 4), ((), (5, 6)), ())
+    pack = rounded(build_pack([Tree((1, 2), ((3, 4), (5,)), ()), alone, empty]))
+    shown = torch.zeros(pack.tokens, pack.tokens, dtype=torch.bool)
+    mask = cut_block_mask(pack, window)
+    for piece in mask.pieces:  # type: ignore[attr-defined]
+        places = torch.arange(pack.tokens)
+        keys = places[piece.places]
+        if piece.prompt is not None:
+            keys = torch.cat([places[piece.prompt], keys])
+        queries = places[piece.places]
+        seen = piece.mask
+        if seen is None:  # SDPA's own causal mask
+            seen = torch.ones(len(queries), len(keys), dtype=torch.bool).tril()
+        shown[queries[:, None], keys[None, :]] = seen.reshape(len(queries), len(keys))
+    assert torch.equal(shown, block_mask(pack, window)[0, 0])
+
+
+def test_pieces_give_the_gradients_of_the_dense_mask() -> None:
+    found = {}
+    for attention in (PIECEWISE, "sdpa"):
+        model = tiny_model("gemma3_text", attention, **ARCHITECTURES["gemma3_text"])
+        Policy(model, head="lm").token_logps(build_pack(some_trees())).sum().backward()
+        found[attention] = torch.cat([one.grad.flatten() for one in model.parameters()])
+    difference = (found[PIECEWISE] - found["sdpa"]).norm() / found["sdpa"].norm()
+    assert 0 < difference < 1e-5, "two ways to the same sum differ in the last digits only"
+
+
+def test_a_base_attends_in_pieces(base: Path) -> None:
+    model = load_base(
+        base, head="lm", tuning="lora", dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert model.config._attn_implementation == PIECEWISE
+
+
+def test_it_takes_the_dense_mask_where_pieces_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.engine import tree
+
+    monkeypatch.setitem(tree.MASKS, PIECEWISE, lambda pack, window=None: _cut_wrongly(pack))
+    policy = Policy(tiny_model("llama"), head="lm")
+    assert choose_computation(policy, some_trees()) is None
+    assert policy.inner.config._attn_implementation == "sdpa"
+    assert not policy.plain
+
+
+def _cut_wrongly(pack: Pack) -> torch.Tensor:
+    """As if no response had a prompt."""
+    return cut_mask(block_mask(pack), pack.owner, pack.owner, windowed=False)
 
 
 def test_it_falls_back_where_the_mask_is_not_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
