@@ -20,6 +20,8 @@ from feedback.services import add_prompts, check_messages
 
 # How far from a known level people may be unless the lead says otherwise.
 WITHIN = 1
+# Statistics read so many judgements of gold.
+MOST_GRADED = 20_000
 
 
 def check_answer(campaign: Campaign, answer: Mapping[str, Any], responses: int) -> dict[str, Any]:
@@ -217,13 +219,13 @@ def levels_in(
 
 
 def graded(campaign: Campaign) -> list[Graded]:
-    """Return how everybody's levels met the known ones, in the order they came; three queries."""
+    """Return how the newest levels met the known ones, in the order they came; three queries."""
     known = known_levels(campaign)
     if not known:
         return []
     judged = Judgement.objects.standing().filter(campaign=campaign, item__role=ItemRole.GOLD)
-    rated = judged.order_by("id").values_list("item_id", "annotator__username", "ratings")
-    return grade((Rated(*row) for row in rated), known)
+    rated = judged.order_by("-id").values_list("item_id", "annotator__username", "ratings")
+    return grade((Rated(*row) for row in reversed(rated[:MOST_GRADED])), known)
 
 
 @transaction.atomic

@@ -107,20 +107,22 @@ def watch_campaigns() -> int:
 
 def watch_campaign(campaign: Campaign) -> list[Pause]:
     """Run the sequential test over a campaign; pause those over whom it raises the alarm."""
-    from feedback.quality import judged_in, repeats
+    from feedback.quality import hidden_repeats, judged_in, repeats
 
     seen = Judgement.objects.filter(campaign=campaign).aggregate(newest=Max("id"))["newest"] or 0
     claimed = Campaign.objects.filter(pk=campaign.pk, tested_to__lt=seen).update(tested_to=seen)
     if not claimed:
         return []  # another worker is at it
     judged = judged_in(campaign, most=MOST_TESTED)
+    hidden = hidden_repeats(campaign) if campaign.kind != Campaign.Kind.RATING else set()
+    again = repeats(campaign) if hidden else {}
     standings = assess(
         judged,
         known=gold.known_truths(campaign),
         decided=adjudication.decided_truths(campaign),
         forgiven=forgiven(campaign),
         graded=gold.graded(campaign),
-        again=repeats(campaign) if campaign.kind != Campaign.Kind.RATING else None,
+        again={key: alike for key, alike in again.items() if key[1] in hidden},
     )
     alarms = {one.annotator: one for one in standings if one.state == "alarm"}
     paused = []

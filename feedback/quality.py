@@ -252,6 +252,7 @@ def _report(campaign: Campaign, state: State) -> Report:
         _judged(campaign, pairs=MOST_VERDICTS),
         judgements=state.standing,
         again=repeats(campaign),
+        hidden=hidden_repeats(campaign),
         known=gold.known_truths(campaign),
         decided=adjudication.decided_truths(campaign),
         forgiven=pauses.forgiven(campaign),
@@ -274,6 +275,7 @@ def examine(
     *,
     judgements: int | None = None,
     again: Mapping[tuple[str, int], float] | None = None,
+    hidden: Collection[int] = (),
     known: Mapping[Hashable, int] | None = None,
     decided: Mapping[Hashable, int] | None = None,
     forgiven: Collection[tuple[str, int]] = (),
@@ -284,9 +286,9 @@ def examine(
 ) -> Report:
     """Return the report on judgements in the order they came; no database.
 
-    ``known``, ``decided``, ``forgiven``, ``graded`` and ``again`` are as in ``trust.assess``. Where
-    nothing is compared, people agree or not by what they ``rated`` on the scales ``asked``; leads
-    know some ``levels``.
+    ``known``, ``decided``, ``forgiven`` and ``graded`` are as in ``trust.assess``, and so is
+    ``again``, of which the test sees only the ``hidden`` items. Where nothing is compared, people
+    agree or not by what they ``rated`` on the scales ``asked``; leads know some ``levels``.
     """
     from feedback import raters, trust
 
@@ -300,7 +302,7 @@ def examine(
         forgiven=forgiven,
         graded=graded,
         # On scales, those who guess agree with themselves by more than half.
-        again=again if verdicts else None,
+        again={key: alike for key, alike in again.items() if verdicts and key[1] in hidden},
     )
     consistency = agreement.self_consistency(again)
     standings = {one.annotator: one for one in assessed}
@@ -316,6 +318,7 @@ def examine(
     pace = agreement.speed_outliers(medians)
     alike = _alike(between, {name: one.right for name, one in standings.items()})
     counts = Counter(one.annotator for one in judged)
+    monotonous = scales.unvaried(rated) if not verdicts else set()
     rows = []
     for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
         standing = standings[name]
@@ -323,6 +326,8 @@ def examine(
         if name in pace:
             quicker = "quicker" if pace[name] == "fast" else "slower"
             flags.append(f"far {quicker} than the others")
+        if name in monotonous:
+            flags.append("same levels throughout")
         flags += [f"answers like {other}" for other in alike.get(name, [])]
         rows.append(
             QualityRow(
@@ -431,6 +436,16 @@ def repeats(campaign: Campaign) -> dict[tuple[str, int], float]:
             found = agreement.verdicts([judged])
         verdicts += [named for one in found if (named := _by_text(one, judged, prompt, texts))]
     return agreement.repeats(verdicts)
+
+
+def hidden_repeats(campaign: Campaign) -> set[int]:
+    """Return the items that repeat others unasked; one query.
+
+    What comes back in another campaign may be asked under another code book, so it tells how
+    constant somebody is, but is no evidence against them.
+    """
+    rows = Item.objects.filter(campaign=campaign, role=ItemRole.REPEAT)
+    return set(rows.values_list("id", flat=True))
 
 
 def _by_text(one: Verdict, judged: Judged, prompt: int, texts: Mapping[int, str]) -> Verdict | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from feedback.agreement import Share, Verdict, alpha_of_counts, share
+
+# Who gives the same levels to this share of responses does not look at them, where most people give
+# their commonest levels less often than that.
+HARDLY_VARIES, VARIES = 0.9, 0.6
+FEWEST_TO_VARY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,24 @@ def as_verdicts(rated: Iterable[Rated], levels: Mapping[str, int]) -> list[Verdi
         for key, level in given.items()
         if key in levels
     ]
+
+
+def unvaried(rated: Iterable[Rated]) -> set[str]:
+    """Return who gives nearly every response the same levels, where the others do not.
+
+    Fewer than twenty responses tell nothing, nor does anybody who is alone.
+    """
+    given: dict[str, Counter[tuple[tuple[str, int], ...]]] = defaultdict(Counter)
+    for one in rated:
+        given[one.annotator].update(tuple(sorted(of.items())) for of in one.levels.values())
+    same = {name: max(seen.values()) / seen.total() for name, seen in given.items() if seen}
+    found = set()
+    for name, often in same.items():
+        others = [value for other, value in same.items() if other != name]
+        enough = given[name].total() >= FEWEST_TO_VARY and others
+        if enough and often >= HARDLY_VARIES and statistics.median(others) < VARIES:
+            found.add(name)
+    return found
 
 
 def grade(rated: Iterable[Rated], known: Mapping[tuple[Hashable, str], Known]) -> list[Graded]:

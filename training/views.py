@@ -48,7 +48,7 @@ from training.forms import (
 )
 from training.length_chart import length_chart
 from training.models import Evaluation, Run, Snapshot
-from training.options import METHODS_FOR, WHAT_ROWS_ARE, Kind, Options, Pairs, Pii, Votes
+from training.options import METHODS_FOR, WHAT_ROWS_ARE, Kind, Margins, Options, Pairs, Pii, Votes
 
 LIMITS = ("max_length", "max_prompt_length")
 LOOK_AGAIN = "Some fields need another look; see below."
@@ -179,6 +179,7 @@ def _options(snapshot: Snapshot) -> list[str]:
         else "",
         "near-duplicate prompts on one side" if options.near else "",
         *(f"{name} × {weight:g}" for name, weight in options.attributes.items()),
+        "margins by the lead of the sum" if options.margins == Margins.LEAD else "",
     ]
     if snapshot.kind == Kind.SFT:
         said += [str(one.label) for one in options.imitate]

@@ -178,6 +178,30 @@ def test_the_trust_test_pauses_whom_it_finds_and_a_lead_lifts_it(
     assert "They read the prompt the other way round." in checks.content.decode()
 
 
+def test_it_names_who_contradicts_themselves_where_nobody_else_judged(
+    pairs: Campaign, second_annotator: User
+) -> None:
+    random.seed(4)
+    pairs.repeat_every, pairs.repeat_after, pairs.trust = 4, 1, Campaign.Trust.PAUSE
+    pairs.save()
+    while (task := claim(campaign=pairs, annotator=second_annotator)) is not None:
+        again = task.slot.role == ItemRole.REPEAT
+        order = well(task.responses)[:: -1 if again else 1]
+        submit(
+            slot_id=task.slot.pk,
+            token=task.slot.token,
+            client_id=task.client_id,
+            annotator=second_annotator,
+            answer=Answer(ranking=[[one.pk] for one in order]),
+        )
+    [row] = quality.report(pairs).rows
+    assert row.consistency is not None
+    assert row.consistency.value == 0
+    assert row.flags == ("no better than chance",)
+    assert pauses.watch_campaigns() == 1
+    assert Pause.objects.get().annotator == second_annotator
+
+
 def test_a_campaign_that_only_flags_pauses_nobody(pairs: Campaign, annotator: User) -> None:
     judge(pairs, annotator, lambda responses: responses)
     assert "never reorders" in quality.report(pairs).rows[0].flags

@@ -131,7 +131,7 @@ def test_known_levels_look_like_any_task_and_grade_everybody(
     assert rows["anna"].gold.value == 1
     assert rows["ben"].gold is not None
     assert rows["ben"].gold.value == pytest.approx(1 / 3), "of depth, 3 is near enough to 4"
-    assert rows["ben"].flags == ("no better than chance",)
+    assert rows["ben"].flags == ("no better than chance", "same levels throughout")
     assert rows["anna"].flags == ()
     own = api(annotator).get("/api/judgements/?mine=1").content.decode()
     assert "gold" not in own
@@ -141,6 +141,23 @@ def test_known_levels_look_like_any_task_and_grade_everybody(
     pauses.lift(paused=pause, by=lead, why="We talked about depth.")
     Campaign.objects.update(tested_to=0)
     assert pauses.watch_campaigns() == 0, "what was forgiven does not count again"
+
+
+def test_a_lead_decides_levels_by_rest(rating: Campaign, api: Connect, lead: User) -> None:
+    item = rating.items.order_by("id")[0]
+    address = f"/api/items/{item.pk}/decisions"
+    sent = {"ratings": {"1": {"tone": 2}}, "why": "It shouts."}
+    made = api(lead).post(address, sent, format="json")
+    assert (made.status_code, made.json()["answer"]) == (201, {"ratings": {"1": {"tone": 2}}})
+    wrong = sent | {"ratings": {"1": {"tone": 9}}}
+    assert "from 1 to 5" in api(lead).post(address, wrong, format="json").json()["message"]
+    sent = {"ratings": {"1": {"tone": 2}}, "within": 0}
+    made = api(lead).post(f"/api/items/{item.pk}/gold", sent, format="json")
+    assert made.json()["gold_answer"] == sent
+    changed = api(lead).post(
+        f"/api/items/{made.json()['id']}/gold", sent | {"within": 1}, format="json"
+    )
+    assert changed.json()["gold_answer"]["within"] == 1
 
 
 def test_a_lead_decides_levels_and_makes_them_gold(

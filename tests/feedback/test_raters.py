@@ -15,7 +15,7 @@ from feedback import quality
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign
 from feedback.raters import competence
-from feedback.scales import Known, Rated
+from feedback.scales import Known, Rated, unvaried
 from feedback.simulation import Profile, questions, rate_all, true_level
 from tests.feedback.test_known_levels import badly, well
 from tests.feedback.test_known_levels import rate_all as rate
@@ -48,6 +48,17 @@ def test_it_tells_who_rates_by_the_answer() -> None:
     assert max(found[Profile.LAZY]) < 0.35, "always the same level"
     assert max(found[Profile.SPAMMING]) < min(found[Profile.NOISY]) < min(found[Profile.HONEST])
     assert found[Profile.LEFT_BIASED][0] < min(found[Profile.HONEST])
+
+
+def test_it_names_who_gives_the_same_levels_throughout() -> None:
+    for seed in range(5):
+        rated, _ = crowd(seed)
+        assert {name.partition(" ")[2] for name in unvaried(rated)} == {Profile.LAZY}
+        assert len(unvaried(rated)) == 2
+    lazy = [Rated(item, "a", {str(item): {"safe": 2}}) for item in range(40)]
+    assert unvaried(lazy) == set(), "nobody to compare with"
+    others = [Rated(item, "b", {str(item): {"safe": 2 - (item % 5 == 0)}}) for item in range(40)]
+    assert unvaried([*lazy, *others]) == set(), "where nearly all deserves the same"
 
 
 def test_weights_bring_the_mean_nearer_to_the_truth() -> None:
