@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
-from django.urls import include, path
+from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from config import dashboard
+from config.missing import no_such_operation
 
 
 def health(request: HttpRequest) -> HttpResponse:
@@ -28,4 +29,5 @@ urlpatterns = [
     path("p/<slug:slug>/", include("inference.page_urls")),
     path("p/<slug:slug>/", include("feedback.lead_urls")),
     path("p/<slug:slug>/", include("training.page_urls")),
+    re_path("^api/", no_such_operation),
 ]
