@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import httpx
+import structlog
 from django.conf import settings
 from django.db import transaction
 
@@ -18,15 +19,21 @@ from feedback.models import Prompt
 from feedback.services import GENERATION_THREADS
 from inference import client
 from inference.models import Completion, Version
-from inference.services import load_on_engines
+from inference.services import check_servable, load_on_engines
 from training import judges, labelled, leases
 from training.judges import Answers, Comparison
 from training.models import Evaluation, Snapshot
 from training.snapshots import heldout_prompts, heldout_references
 from training.statistics import fragility, length_controlled, win_rate
 
+log = structlog.get_logger(__name__)
+
 Rule = Callable[[str, str], float]
 SIDES = ("challenger", "champion")
+NOTHING_HELD_OUT = (
+    "This snapshot holds out no prompts, so there is nothing to compare on. Take one with a "
+    "held-out share above 0."
+)
 DEFAULT_SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
 
 
@@ -72,6 +79,12 @@ def start_evaluation(
         raise ProductError("A version cannot be compared with itself. Choose another champion.")
     if "reward" in (challenger.method, champion.method):
         raise ProductError("A reward model writes no answers. Choose versions that do.")
+    for version in (challenger, champion):
+        check_servable(version)
+    if snapshot.state != Snapshot.State.READY:
+        raise ProductError(f"Snapshot {snapshot.pk} is {snapshot.state}. Choose one that is ready.")
+    if snapshot.manifest.get("prompts", {}).get("heldout") == 0:
+        raise ProductError(NOTHING_HELD_OUT)
     evaluation = Evaluation(
         project=snapshot.project,
         challenger=challenger,
@@ -134,6 +147,13 @@ def evaluate(*, evaluation_id: int) -> Evaluation:
             result = summarise(evaluation, _judged(evaluation, answers))
     except (ProductError, Unavailable) as error:
         mine.update(state=Evaluation.State.FAILED, reason=error.message[:500])
+    except (OSError, ValueError, KeyError) as error:
+        # Tried again it would break again, and end as a worker that was lost.
+        log.exception("evaluation_failed", evaluation=evaluation_id)
+        mine.update(
+            state=Evaluation.State.FAILED,
+            reason=f"It broke: {error or repr(error)}. Mend that, then compare again."[:500],
+        )
     else:
         mine.update(state=Evaluation.State.DONE, result=result)
     evaluation.refresh_from_db()
@@ -190,7 +210,7 @@ def _prompts(evaluation: Evaluation) -> list[Prompt]:
     heldout = heldout_prompts(evaluation.snapshot)
     prompts = list(Prompt.objects.filter(project=evaluation.project, digest__in=heldout))
     if not prompts:
-        raise ProductError("This snapshot holds out no prompts, so there is nothing to compare on.")
+        raise ProductError(NOTHING_HELD_OUT)
     return prompts
 
 

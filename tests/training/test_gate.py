@@ -115,6 +115,37 @@ def test_what_is_proposed_needs_none(
     assert AliasMove.objects.first().overruled is False  # type: ignore[union-attr]
 
 
+def test_a_comparison_that_can_only_fail_is_refused_at_once(
+    snapshot: Snapshot,  # noqa: F811
+    version: Version,  # noqa: F811
+    base_version: Version,
+    lead: User,
+    api: Callable[..., APIClient],
+) -> None:
+    body = {"challenger": version.pk, "champion": base_version.pk, "snapshot": snapshot.pk}
+    rows, versions = Snapshot.objects.filter(pk=snapshot.pk), Version.objects.filter(pk=version.pk)
+
+    def refusal() -> str:
+        answer = api(lead).post("/api/evaluations/", body)
+        assert answer.status_code == 400, answer.content
+        return str(answer.json()["message"])
+
+    rows.update(manifest=snapshot.manifest | {"prompts": {"train": 3, "heldout": 0}})
+    assert "holds out no prompts" in refusal()
+    rows.update(state=Snapshot.State.FAILED)
+    assert "is failed. Choose one that is ready." in refusal()
+    rows.update(state=Snapshot.State.READY, manifest=snapshot.manifest)
+    body["challenger"] = base_version.pk + 10_000
+    assert "challenger: There is no version with the id" in refusal()
+    body["challenger"] = version.pk
+    assert api(lead).post("/api/evaluations/", body).status_code == 201
+    (snapshot.folder / "heldout.parquet").unlink()
+    made = evaluate(evaluation_id=Evaluation.objects.get().pk)
+    assert made.state == Evaluation.State.FAILED, "it says so, and is not tried again and again"
+    assert "heldout.parquet" in made.reason
+    assert versions.exists()
+
+
 def test_people_judge_blind_and_their_judgements_are_the_result(
     snapshot: Snapshot,  # noqa: F811
     version: Version,  # noqa: F811
