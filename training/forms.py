@@ -309,7 +309,7 @@ class ArgumentsForm(forms.Form):
         except ValueError as error:
             raise forms.ValidationError(f"This is not JSON: {error}.") from error
         if not isinstance(value, dict):
-            raise forms.ValidationError("This must be an object, such as {“beta”: 0.1}.")
+            raise forms.ValidationError('This must be an object, such as {"beta": 0.1}.')
         return value
 
     def arguments(self) -> dict[str, Any]:
@@ -371,10 +371,13 @@ def _help(row: dict[str, Any]) -> str:
 class ObjectField(forms.JSONField):
     """A JSON object; left empty it is an empty one."""
 
+    def prepare_value(self, value: Any) -> Any:
+        return "" if value is None else super().prepare_value(value)
+
     def clean(self, value: Any) -> dict[str, Any]:
         found = super().clean(value) or {}
         if not isinstance(found, dict):
-            raise forms.ValidationError("This must be an object, such as {“beta”: [0.1, 0.3]}.")
+            raise forms.ValidationError('This must be an object, such as {"beta": [0.1, 0.3]}.')
         return found
 
 
@@ -402,13 +405,13 @@ class RoundForm(forms.Form):
         label="Grid",
         required=False,
         widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "mono"}),
-        help_text="JSON of values to try in every combination: {“beta”: [0.1, 0.3]}.",
+        help_text='JSON of values to try in every combination: {"beta": [0.1, 0.3]}.',
     )
     arguments = ObjectField(
         label="Arguments of all runs",
         required=False,
         widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "mono"}),
-        help_text="JSON of arguments that all share: {“epochs”: 1}. The rest are defaults.",
+        help_text='JSON of arguments that all share: {"epochs": 1}. The rest are defaults.',
     )
     first_steps = forms.IntegerField(
         label="Halve, starting with so many steps",
@@ -433,7 +436,7 @@ class RoundForm(forms.Form):
     def clean_grid(self) -> dict[str, Any]:
         grid: dict[str, Any] = self.cleaned_data["grid"]
         if not all(isinstance(values, list) and values for values in grid.values()):
-            raise forms.ValidationError("Give each argument a list of values: {“beta”: [0.1]}.")
+            raise forms.ValidationError('Give each argument a list of values: {"beta": [0.1]}.')
         return grid
 
 

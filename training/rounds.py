@@ -7,6 +7,7 @@ steps, the better half goes on from its checkpoints with twice as many, until on
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,21 +61,46 @@ def expand(
 
     A value for an argument that a method does not have leaves that method as it is.
     """
-    entries: list[Entry] = []
+    arguments, grid = arguments or {}, grid or {}
+    if not methods:
+        raise ProductError("Choose at least one method.")
+    if empty := [name for name, values in grid.items() if not values]:
+        raise ProductError(f"The grid has no value for {empty[0]}: list what to try, or drop it.")
     for method in methods:
         if method not in METHODS:
             raise ProductError(f"There is no method {method}: choose among {', '.join(METHODS)}.")
-        known = {row["name"] for row in argument_schema(method)}
-        mine = {name: values for name, values in (grid or {}).items() if name in known}
-        fixed = {name: value for name, value in (arguments or {}).items() if name in known}
+    _refuse_unknown({*arguments, *grid}, methods)
+    entries: list[Entry] = []
+    for method in methods:
+        known = _names(method)
+        mine = {name: values for name, values in grid.items() if name in known}
+        fixed = {name: value for name, value in arguments.items() if name in known}
         for values in itertools.product(*mine.values()):
             chosen = dict(zip(mine, values, strict=True))
             entries.append(Entry(method=method, arguments=fixed | chosen))
     return entries
 
 
-def suite() -> list[Entry]:
-    """Return the suite: the ways to tune a domain set side by side, as far as they exist here."""
+def _names(method: str) -> set[str]:
+    return {row["name"] for row in argument_schema(method)}
+
+
+def _refuse_unknown(given: set[str], methods: Sequence[str]) -> None:
+    """Raise ProductError for a name that none of the methods has: it would change nothing."""
+    known = set().union(*map(_names, methods))
+    for name in sorted(given - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ProductError(f"None of these methods has an argument {name}.{hint}")
+
+
+def suite(arguments: dict[str, Any] | None = None) -> list[Entry]:
+    """Return the suite: the ways to tune a domain set side by side, as far as they exist here.
+
+    ``arguments`` are shared by all, such as ``epochs``; what a way is about stands over them.
+    """
+    arguments = arguments or {}
+    _refuse_unknown(set(arguments), ["sft", "dpo", "orpo"])
     tuning = next(row for row in argument_schema("sft") if row["name"] == "tuning")
     ways = [
         Entry(method="sft", arguments={"tuning": way}) for way in tuning["choices"] if way != "full"
@@ -82,7 +108,14 @@ def suite() -> list[Entry]:
     if "full" in tuning["choices"]:
         # Whole weights bear about a tenth of a LoRA's rate.
         ways.append(Entry(method="sft", arguments={"tuning": "full", "learning_rate": 2e-5}))
-    return [*ways, Entry(method="dpo", arguments={}), Entry(method="orpo", arguments={})]
+    ways += [Entry(method="dpo", arguments={}), Entry(method="orpo", arguments={})]
+    return [_with(entry, arguments) for entry in ways]
+
+
+def _with(entry: Entry, arguments: dict[str, Any]) -> Entry:
+    known = _names(entry.method)
+    mine = {name: value for name, value in arguments.items() if name in known}
+    return Entry(method=entry.method, arguments=mine | entry.arguments)
 
 
 @transaction.atomic

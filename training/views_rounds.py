@@ -49,7 +49,7 @@ def round_new(request: HttpRequest, slug: str) -> HttpResponse:
     given = form.cleaned_data
     try:
         entries = (
-            rounds.suite()
+            rounds.suite(given["arguments"])
             if given["suite"]
             else rounds.expand(given["methods"], arguments=given["arguments"], grid=given["grid"])
         )

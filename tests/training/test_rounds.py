@@ -37,11 +37,15 @@ def finish(run: Run, accuracy: float, version: Version) -> None:
 
 def test_it_tries_every_combination_that_a_method_knows() -> None:
     grid = {"beta": [0.1, 0.3], "lora_r": [4, 8]}
-    entries = rounds.expand(["dpo", "sft"], arguments={"epochs": 1, "gamma": 9}, grid=grid)
+    entries = rounds.expand(["dpo", "sft"], arguments={"epochs": 1}, grid=grid)
     assert len(entries) == 4 + 2, "SFT has no beta"
     assert entries[0].arguments == {"epochs": 1, "beta": 0.1, "lora_r": 4}
     with pytest.raises(ProductError, match="no method ppo"):
         rounds.expand(["ppo"])
+    with pytest.raises(ProductError, match="Did you mean beta"):
+        rounds.expand(["dpo", "sft"], grid={"betta": [0.1]})
+    with pytest.raises(ProductError, match="no value for beta"):
+        rounds.expand(["dpo"], grid={"beta": []})
 
 
 def test_the_suite_tries_every_way_of_tuning() -> None:
@@ -50,6 +54,11 @@ def test_the_suite_tries_every_way_of_tuning() -> None:
         one.arguments["tuning"] for one in entries if one.method == "sft"
     }
     assert {"dpo", "orpo"} <= {one.method for one in entries}
+    small = rounds.suite({"max_steps": 2, "learning_rate": 1e-3, "beta": 0.2})
+    assert all(one.arguments["max_steps"] == 2 for one in small)
+    assert {one.method for one in small if "beta" in one.arguments} == {"dpo", "orpo"}
+    [full] = [one for one in small if one.arguments.get("tuning") == "full"]
+    assert full.arguments["learning_rate"] == 2e-5
 
 
 def test_all_are_queued_or_none(
