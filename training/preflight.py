@@ -7,6 +7,7 @@ kept on the run and stands beside the outcome.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from training.engine.estimate import (
 )
 from training.engine.tokens import count_snapshot, limits_of
 from training.models import Machine, Snapshot
+from training.options import refuse_method
 
 log = structlog.get_logger(__name__)
 
@@ -144,12 +146,17 @@ def check_run(
 ) -> Preflight | None:
     """Foretell a run and say whether it fits; None where base or snapshot cannot be read.
 
-    Raises ProductError for arguments that make no sense.
+    Raises ProductError for what no machine could run.
     """
+    _refuse(snapshot, start_version, method)
     try:
-        parsed = parse_arguments(method, arguments)
+        given = parse_arguments(method, arguments)
+        kept = kept_shape(start_version, given)
+        parsed = dataclasses.replace(given, **kept)
     except ArgumentError as error:
         raise ProductError(str(error)) from error
+    if is_full(parsed) and not start_version.is_base:
+        raise ProductError("Full weights are trained from the base: start there, or use a LoRA.")
     machine = machines.planned_machine()
     hardware = dataclasses.replace(machine.as_hardware(), shards=_shards())
     base = start_version.base
@@ -173,10 +180,63 @@ def check_run(
         machine=machine.name,
         cost=_cost(found),
         problems=tuple(problems),
-        warnings=tuple(_warnings(case, parsed, found)),
+        warnings=(
+            *_kept_warning(start_version, given, kept),
+            *_warnings(case, parsed, found),
+        ),
         proposal=_nearest(case, parsed) if problems else None,
         measured_runs=machine.throughputs.filter(base=base, method=method).count(),
     )
+
+
+def _refuse(snapshot: Snapshot, start_version: Version, method: str) -> None:
+    """Raise ProductError where the snapshot or the version is nothing to train on."""
+    if snapshot.state != Snapshot.State.READY:
+        raise ProductError("This snapshot is not ready. Wait until it is, then start the run.")
+    if snapshot.stale_at is not None:
+        raise ProductError(
+            "This snapshot holds judgements that were retracted. Take it again, then train."
+        )
+    if start_version.project_id != snapshot.project_id:
+        raise ProductError("The version to start from belongs to another project.")
+    if start_version.is_full:
+        raise ProductError(
+            f"{start_version.name} is a whole model, and runs start from a base or an adapter: "
+            "choose another version."
+        )
+    if start_version.method == "reward" and method != "reward":
+        raise ProductError(
+            f"{start_version.name} is a reward model, which writes no answers: start from the base "
+            "or another adapter."
+        )
+    refuse_method(snapshot.kind, method)
+
+
+def kept_shape(start_version: Version, arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments that follow from the adapter a run goes on with: its shape stays."""
+    if start_version.is_base or is_full(arguments):
+        return {}
+    try:
+        config = json.loads((start_version.folder / "adapter_config.json").read_text())
+    except OSError:
+        return {}  # the run will say so
+    names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+    kept = {name: config[key] for name, key in names.items() if key in config}
+    if isinstance(config.get("target_modules"), list):
+        kept["target_modules"] = sorted(config["target_modules"])
+    if start_version.is_dora or arguments.tuning == "dora":
+        kept["tuning"] = "dora" if start_version.is_dora else "lora"
+    return kept
+
+
+def _kept_warning(start_version: Version, given: Arguments, kept: dict[str, Any]) -> Iterator[str]:
+    changed = [
+        f"{name} {value}"
+        for name, value in kept.items()
+        if name != "target_modules" and getattr(given, name) != value
+    ]
+    if changed:
+        yield f"It goes on with the adapter of {start_version.name} as it is: {', '.join(changed)}."
 
 
 def _sharded() -> bool:

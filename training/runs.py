@@ -7,6 +7,7 @@ held is made claimable again by ``sweep_runs``; the child resumes from its last 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -33,7 +34,6 @@ from inference.models import Version
 from inference.services import register_version
 from training import leases, machines, preflight, storage
 from training.models import Run, RunMetric, RunNote, RunQuerySet, Snapshot
-from training.options import refuse_method
 
 log = structlog.get_logger(__name__)
 
@@ -52,27 +52,14 @@ def start_run(
     seed: int = 0,
 ) -> Run:
     """Queue a training of an adapter on a snapshot, from the base or from an earlier adapter."""
-    from training.engine.arguments import ArgumentError, check_arguments
+    from training.engine.arguments import ArgumentError, parse_arguments
     from training.tasks import execute_run
 
-    if snapshot.state != Snapshot.State.READY:
-        raise ProductError("This snapshot is not ready. Wait until it is, then start the run.")
-    if snapshot.stale_at is not None:
-        raise ProductError(
-            "This snapshot holds judgements that were retracted. Take it again, then train."
-        )
-    if start_version.project_id != snapshot.project_id:
-        raise ProductError("The version to start from belongs to another project.")
-    if start_version.is_full:
-        raise ProductError(
-            f"{start_version.name} is a whole model, and runs start from a base or an adapter: "
-            "choose another version."
-        )
     try:
-        arguments = check_arguments(method, arguments)
+        parsed = parse_arguments(method, arguments)
     except ArgumentError as error:
         raise ProductError(str(error)) from error
-    refuse_method(snapshot.kind, method)
+    arguments = dataclasses.asdict(parsed) | preflight.kept_shape(start_version, parsed)
     checked = preflight.check_run(
         snapshot=snapshot, start_version=start_version, method=method, arguments=arguments
     )

@@ -266,3 +266,48 @@ def test_rest_foretells_a_run(
     assert refused.status_code == 400
     assert refused.json()["extra"]["preflight"]["proposal"]["changes"]
     assert not Run.objects.exists()
+
+
+def test_what_goes_on_with_an_adapter_keeps_its_shape(
+    snapshot: Snapshot,  # noqa: F811
+    base_version: Version,  # noqa: F811
+    small_machine: Machine,
+    owner: User,
+    settings: Any,
+) -> None:
+    first = Version.objects.create(
+        project=snapshot.project,
+        base=base_version.base,
+        parent=base_version,
+        number=1,
+        method="dpo",
+        digest="d" * 64,
+        path="adapters/first",
+        proof={"passed": True},
+    )
+    adapter = settings.ARTIFACTS_DIR / first.path
+    adapter.mkdir(parents=True)
+    config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["v_proj", "q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    run = runs.start_run(
+        snapshot=snapshot,
+        start_version=first,
+        method="dpo",
+        arguments=ARGUMENTS | {"lora_r": 8},
+        by=owner,
+    )
+    assert run.arguments["lora_r"] == 4, "what it says is what it trains"
+    assert run.arguments["target_modules"] == ["q_proj", "v_proj"]
+
+    def check(**changes: Any) -> Preflight | None:
+        wanted = {"method": "dpo", "arguments": {}, "start_version": first} | changes
+        return check_run(snapshot=snapshot, **wanted)
+
+    found = check()
+    assert found is not None
+    assert "It goes on with the adapter of v1 as it is: lora_r 4, lora_alpha 8." in found.warnings
+    with pytest.raises(ProductError, match="Full weights are trained from the base"):
+        check(arguments={"tuning": "full"})
+    first.method = "reward"
+    with pytest.raises(ProductError, match="is a reward model"):
+        check()

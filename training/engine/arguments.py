@@ -464,6 +464,6 @@ def _checked(name: str, value: Any, hint: Any, metadata: Any) -> Any:
         raise ArgumentError(f"{name} must be a whole number; got {value!r}.")
     low, high = metadata["minimum"], metadata["maximum"]
     if (low is not None and value < low) or (high is not None and value > high):
-        span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise ArgumentError(f"{name} must be {span}; got {value:g}.")
+        span = f"at least {low:,.9g}" if high is None else f"between {low:,.9g} and {high:,.9g}"
+        raise ArgumentError(f"{name} must be {span}; got {value:,.9g}.")
     return hint(value)

@@ -354,9 +354,9 @@ def _precision(arguments: Arguments, hardware: Hardware, measured: Measured) -> 
         return arguments.precision
     if measured.precision:
         return measured.precision
-    # The engine takes fp32 for a quantised base unless it is told otherwise.
-    quantised = str(arguments.tuning) in QUANTISED
-    return "bf16" if hardware.bf16 and not quantised else "fp32"
+    # The engine takes fp32 for a quantised base unless it is told otherwise, and for full weights.
+    exact = str(arguments.tuning) in QUANTISED or is_full(arguments)
+    return "bf16" if hardware.bf16 and not exact else "fp32"
 
 
 def pack_tokens(arguments: Arguments, tokens: Tokens, device: str) -> int:

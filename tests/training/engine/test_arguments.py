@@ -44,7 +44,7 @@ def test_it_fills_in_the_defaults() -> None:
     ("given", "words"),
     [
         ({"epochs": 1.5}, "epochs must be a whole number; got 1.5"),
-        ({"epochs": 0}, "epochs must be between 1 and 1000; got 0"),
+        ({"epochs": 0}, "epochs must be between 1 and 1,000; got 0"),
         ({"batch_size": "4"}, "batch_size must be a number"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number"),
         ({"learning_rate": True}, "learning_rate must be a number"),

@@ -56,6 +56,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_model(tmp_path_factory.mktemp("estimate") / "tiny")
 
 
+def test_full_weights_are_foretold_in_the_fp32_that_trains_them(folder: Path) -> None:
+    quick = replace(MACHINE, bf16=True)
+    found = {
+        tuning: estimate(
+            shape=read_shape(folder),
+            arguments=parse_arguments("sft", {"tuning": tuning}),
+            tokens=TOKENS,
+            hardware=quick,
+            method="sft",
+            reference=False,
+            head="lm",
+        )
+        for tuning in ("lora", "full")
+    }
+    assert {tuning: one.precision for tuning, one in found.items()} == {
+        "lora": "bf16",
+        "full": "fp32",
+    }
+
+
 def test_it_counts_the_published_loras() -> None:
     assert lora_parameters(4, [Matrix("w", 512, 512)]) == 4096
     assert pytest.approx(0.0156, abs=1e-4) == 4096 / (512 * 512)
