@@ -65,6 +65,14 @@ def known_judgements(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     return _there("SELECT client_id FROM feedback_judgement WHERE client_id = ANY(%s)", [ids])
 
 
+def campaign_of(project: Project, entries: Iterable[Entry]) -> Campaign | None:
+    """Return the campaign that holds these rows; None where they are spread over several."""
+    ids = [judgement_id(project, entry.said) for entry in entries]
+    holding = Campaign.objects.filter(project=project, judgements__client_id__in=ids)
+    found = list(holding.distinct()[:2])
+    return found[0] if len(found) == 1 else None
+
+
 def _there(query: str, values: Sequence[Any]) -> set[Any]:
     with connection.cursor() as cursor:
         cursor.execute(query, values)

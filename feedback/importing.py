@@ -302,9 +302,13 @@ def _json(file: IO[bytes]) -> Iterator[Row | Finding]:
         yield _object(number, value)
 
 
-def _table(file: IO[bytes], delimiter: str = ",") -> Iterator[Row | Finding]:
+def _table(file: IO[bytes], delimiter: str = "") -> Iterator[Row | Finding]:
     csv.field_size_limit(10_000_000)
-    reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
+    lines = iter(_lines(file))
+    first = next(lines, "")
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = delimiter or (";" if ";" in first and "," not in first else ",")
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(reader, [])]
     if len(set(header)) != len(header):
         raise ProductError("Two columns of the table have the same name. Rename one.")
@@ -723,7 +727,9 @@ def import_file(
     patience: int = PATIENCE_SECONDS,
     watch: Watch = unwatched,
 ) -> tuple[Report, Campaign | None]:
-    """Add what a file holds and return the report; the campaign is None where nothing was judged.
+    """Add what a file holds; return the report and the campaign that holds its judgements.
+
+    A file that adds nothing is answered with the campaign that it made before. None for prompts.
 
     Rows in error refuse the whole file, unless they are to be left out. One transaction. Imports
     into a project take turns; Conflict where it does not come within ``patience`` seconds.
@@ -759,6 +765,8 @@ def import_file(
             judged=new,
             watch=watch,
         )
+    elif report.layout != Layout.PROMPTS:
+        campaign = import_store.campaign_of(project, plan.entries)
     audit(
         project=project,
         by=by,

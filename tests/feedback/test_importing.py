@@ -204,12 +204,12 @@ def test_the_same_file_again_adds_nothing(project: Project, lead: User) -> None:
         [{"prompt": f"{n}?", "completion": "A", "label": bool(n % 2)} for n in range(12)],
         [{"prompt": f"What is {n}?"} for n in range(3)],
     ):
-        import_file(project=project, by=lead, file=jsonl(values), filename="a.jsonl")
+        _, made = import_file(project=project, by=lead, file=jsonl(values), filename="a.jsonl")
         before = counts()
         report, campaign = import_file(
             project=project, by=lead, file=jsonl(values[::-1]), filename="other.jsonl"
         )
-        assert campaign is None
+        assert campaign == made, "a program that sends it twice goes on all the same"
         assert (report.added, report.known) == (0, len(values))
         assert counts() == before
         more = [*values, values[0] | {"prompt": "One more?"}]
@@ -243,6 +243,14 @@ def test_csv_errors_name_the_line_where_the_row_begins() -> None:
     assert [entry.line for entry in plan.entries] == [2, 6]
     assert plan.report.errors[0].line == 5
     assert "2 cells" in plan.report.errors[0].message
+
+
+def test_a_spreadsheet_may_part_its_columns_by_semicolons() -> None:
+    text = "prompt;chosen;rejected\nWarum, und wie?;So.;Nein.\n"
+    [entry] = understand(as_file(text), "a.csv").entries
+    assert "Warum, und wie?" in entry.prompt_json
+    [entry] = understand(as_file('prompt,"a;b"\nWhy?,x\n'), "a.csv").entries
+    assert "Why?" in entry.prompt_json
 
 
 def test_it_leaves_out_what_says_nothing_and_names_it() -> None:
@@ -379,7 +387,7 @@ def test_the_hh_comparisons_come_in_whole(project: Project, lead: User) -> None:
     assert ledger == {"judgements": 1796, "exported": 1796, "pairs": 1796, "excluded": {}}
     with HH.open("rb") as file:
         report, again = import_file(project=project, by=lead, file=file, filename=HH.name)
-    assert (again, report.added, report.known) == (None, 0, 1796)
+    assert (again, report.added, report.known) == (campaign, 0, 1796)
 
 
 # The page and REST
