@@ -112,6 +112,11 @@ class Version(models.Model):
         return self.base.name if self.is_base else f"v-{self.digest[:16]}"
 
     @property
+    def is_servable(self) -> bool:
+        """Say whether engines of ours can write answers with it."""
+        return not (self.method == "reward" or self.is_full or self.is_dora)
+
+    @property
     def folder(self) -> Path:
         return Path(settings.ARTIFACTS_DIR) / self.path
 

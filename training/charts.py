@@ -261,7 +261,13 @@ def _spec(panel: Panel) -> dict[str, Any]:
     x = altair.X(
         "step:Q",
         title="step",
-        axis=altair.Axis(grid=False, tickMinStep=1, tickCount=6, titleAnchor="end", format="d"),
+        # Between two steps there is none, however few there are.
+        axis=altair.Axis(
+            grid=False,
+            tickCount=6,
+            titleAnchor="end",
+            labelExpr="datum.value == floor(datum.value) ? format(datum.value, 'd') : ''",
+        ),
         scale=altair.Scale(nice=False),
     )
     y = altair.Y(

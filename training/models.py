@@ -17,6 +17,7 @@ from feedback.models import Campaign, Judgement, Prompt
 from inference.models import BaseModel, Version
 from training.engine.estimate import Hardware
 from training.options import METHODS_FOR, Kind
+from training.symptoms import symptoms
 
 
 class SnapshotQuerySet(models.QuerySet["Snapshot"]):
@@ -266,6 +267,18 @@ class Run(Leased):
     @property
     def is_live(self) -> bool:
         return self.state in self.LIVE
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long it took since it was last taken up, once it has ended."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return (self.ended_at - self.started_at).total_seconds()
+
+    def warnings(self) -> list[str]:
+        """Return plain warnings from what the run has logged so far, gravest first; one query."""
+        metrics = list(self.metrics.order_by("step").values_list("step", "values"))
+        return symptoms(metrics, report=self.report, lengths=self.prediction.get("lengths"))
 
 
 class RunMetric(models.Model):

@@ -35,7 +35,6 @@ from training import (
     runs,
     snapshots,
     storage,
-    symptoms,
 )
 from training.formats import FORMATS
 from training.forms import (
@@ -415,18 +414,12 @@ def _run_context(run: Run) -> dict[str, Any]:
     return _status_context(run) | {
         "charts": charts.run_charts(run),
         "notes": run.notes.all(),
-        "symptoms": _symptoms(run),
+        "symptoms": run.warnings(),
         "evaluation": run.report.get("evaluation") or {},
         "measures": measures.before_and_after(run.report.get("evaluation") or {}),
         "measures_names": ("Before", "After", INTERVAL),
         "outcome": _outcome(run),
     }
-
-
-def _symptoms(run: Run) -> list[str]:
-    """Return plain warnings from what the run has logged so far."""
-    metrics = list(run.metrics.order_by("step").values_list("step", "values"))
-    return symptoms.symptoms(metrics, report=run.report, lengths=run.prediction.get("lengths"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,8 +445,8 @@ def _outcome(run: Run) -> list[Beside]:
     if not foretold:
         return []
     whole = passes = None
-    if run.state == Run.State.SUCCEEDED and run.attempts == 1 and run.started_at and run.ended_at:
-        whole = (run.ended_at - run.started_at).total_seconds()
+    if run.state == Run.State.SUCCEEDED and run.attempts == 1:
+        whole = run.seconds
         passes = machines.passes_seconds(report) or None
     rows = [
         ("Whole run", "seconds", whole, "duration"),
@@ -599,7 +592,7 @@ def evaluation_index(request: HttpRequest, slug: str) -> HttpResponse:
     version = request.GET.get("version", "")
     if (number := whole(version)) is not None:
         rows = rows.filter(challenger__number=number)
-    rows = rows.select_related("challenger", "champion", "created_by")
+    rows = rows.select_related("challenger", "champion", "reward_version", "created_by")
     context = {
         "page": page_of(request, rows),
         "version": version,

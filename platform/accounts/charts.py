@@ -64,11 +64,15 @@ def render(spec: dict[str, Any]) -> SafeString:
     screen reader needs. A person's words in it come out escaped.
     """
     svg = vl_convert.vegalite_to_svg(spec)
-    # One width for all, whatever their labels take, so that their letters are of one size.
-    size = r' width="[^"]*" height="[^"]*" viewBox="0 0 [^ "]+ ([^"]+)"'
-    svg = re.sub(size, rf' viewBox="0 0 {OUTER_WIDTH} \1"', svg, count=1)
+    # One width for all, so that their letters are of one size; more only where labels want it.
+    size = r' width="[^"]*" height="[^"]*" viewBox="0 0 ([^ "]+) ([^"]+)"'
+    svg = re.sub(size, _outer, svg, count=1)
     svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     return mark_safe(svg)
+
+
+def _outer(size: re.Match[str]) -> str:
+    return f' viewBox="0 0 {max(OUTER_WIDTH, float(size[1])):g} {size[2]}"'
 
 
 def short_number(value: float) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from xml.etree import ElementTree
 
@@ -600,3 +601,36 @@ def test_every_method_has_a_form_with_its_own_arguments(
     assert f'name="method" value="{method}"' in page.content.decode()
     for row in argument_schema(method):
         assert f'name="a-{row["name"]}"' in page.content.decode()
+
+
+def test_pages_offer_nothing_that_would_be_refused(
+    version: Version,
+    base_version: Version,
+    make_run: Callable[..., Run],
+    owner: User,
+    login: Login,
+) -> None:
+    client, project = login(owner), version.project
+    page = client.get(url("version", project, version.pk)).content.decode()
+    offered = {word: word in page for word in ("Talk to it", "Put v1 into", "Train further")}
+    assert all(offered.values()), offered
+    reward = Version.objects.create(
+        project=project,
+        number=2,
+        base=version.base,
+        parent=base_version,
+        method="reward",
+        digest="e" * 64,
+        path="adapters/reward",
+        proof={"passed": True},
+    )
+    page = client.get(url("version", project, reward.pk)).content.decode()
+    assert "A reward model on" in page
+    assert "method=reward" in page
+    assert not any(word in page for word in ("Talk to it", "Put v2 into"))
+    ended = timezone.now()
+    run = make_run(
+        state=Run.State.CANCELLED, started_at=ended - timedelta(seconds=28), ended_at=ended
+    )
+    assert "took 28 s" in client.get(url("run", project, run.pk)).content.decode()
+    assert "null" not in client.get(url("round_new", project)).content.decode()

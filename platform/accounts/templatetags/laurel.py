@@ -220,6 +220,12 @@ def percent(value: Any, digits: int = 0) -> str:
 
 
 @register.filter
+def method_name(method: str) -> str:
+    """Write a training method as the field does: DPO, SimPO, reward model."""
+    return {"simpo": "SimPO", "reward": "reward model"}.get(method, method.upper())
+
+
+@register.filter
 def duration(seconds: Any) -> str:
     """Write seconds as people say them: 0.4 s, 42 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None or seconds == "":
