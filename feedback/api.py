@@ -16,8 +16,8 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
 from accounts.pages import whole
-from accounts.pagination import paginated
-from accounts.serializers import FiniteField, SharedFieldsSerializer
+from accounts.pagination import NewestFirst, filtered, paginated
+from accounts.serializers import Body, FiniteField, SharedFieldsSerializer
 from feedback import assignment, extras, judgements, live, obstacles, services
 from feedback.documents import MAX_DOCUMENTS, MAX_TEXT, MAX_TITLE
 from feedback.models import (
@@ -53,8 +53,9 @@ class PromptSerializer(serializers.ModelSerializer[Prompt]):
 
 class PromptsView(ProjectAPIView):
     role, write_scope = Role.LEAD, Scope.MANAGE
+    pagination_class = NewestFirst
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         prompts = serializers.ListField(
             child=serializers.JSONField(),
             min_length=1,
@@ -68,11 +69,18 @@ class PromptsView(ProjectAPIView):
             help_text=f"At most {MAX_DOCUMENTS}, given with each of the prompts in a system turn.",
         )
 
-    @extend_schema(responses=PromptSerializer(many=True))
+    class Filters(Body):
+        tag = serializers.CharField(source="tags__contains", required=False)
+        digest = serializers.CharField(required=False)
+
+        def validate_tag(self, value: str) -> list[str]:
+            return [value]
+
+    @extend_schema(parameters=[Filters], responses=PromptSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List prompts, newest first."""
         rows = Prompt.objects.filter(project__in=self.projects()).select_related("draft")
-        return paginated(rows, PromptSerializer, request, self)
+        return paginated(filtered(rows, self.Filters, request), PromptSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: PromptSerializer(many=True)})
     def post(self, request: Request) -> Response:
@@ -83,7 +91,7 @@ class PromptsView(ProjectAPIView):
         return Response(PromptSerializer(prompts, many=True).data, status=201)
 
 
-class LabelInput(serializers.Serializer[Any]):
+class LabelInput(Body):
     """A choice by name; the key is made from the label where it is left out."""
 
     key = serializers.CharField(max_length=40, required=False)
@@ -98,7 +106,7 @@ class ScaleInput(LabelInput):
     levels = serializers.IntegerField(min_value=2, max_value=7, default=5)
 
 
-class ExtrasInput(serializers.Serializer[Any]):
+class ExtrasInput(Body):
     """What a campaign asks beside its kind."""
 
     preset = serializers.ChoiceField(
@@ -169,9 +177,10 @@ class CampaignSerializer(serializers.ModelSerializer[Campaign]):
 
 class CampaignsView(ProjectAPIView):
     write_scope, write_role = Scope.MANAGE, Role.LEAD
+    pagination_class = NewestFirst
 
-    class Input(serializers.Serializer[Any]):
-        class Source(serializers.Serializer[Any]):
+    class Input(Body):
+        class Source(Body):
             version = serializers.IntegerField(help_text="The id of a version.")
             temperature = FiniteField(default=1.0)
             top_p = FiniteField(default=1.0)
@@ -193,11 +202,16 @@ class CampaignsView(ProjectAPIView):
             default=False, help_text="Answers that were drafted and approved stand among them."
         )
 
-    @extend_schema(responses=CampaignSerializer(many=True))
+    class Filters(Body):
+        state = serializers.ChoiceField(choices=Campaign.State.choices, required=False)
+        kind = serializers.ChoiceField(choices=Campaign.Kind.choices, required=False)
+
+    @extend_schema(parameters=[Filters], responses=CampaignSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List campaigns with their progress, newest first."""
         rows = Campaign.objects.filter(project__in=self.projects()).select_related("project")
-        return paginated(rows.with_progress(), CampaignSerializer, request, self)
+        rows = filtered(rows.with_progress(), self.Filters, request)
+        return paginated(rows, CampaignSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: CampaignSerializer})
     def post(self, request: Request) -> Response:
@@ -240,7 +254,7 @@ class CampaignView(OneCampaignView):
 class CampaignStateView(OneCampaignView):
     scope, role = Scope.MANAGE, Role.LEAD
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         state = serializers.ChoiceField(choices=["open", "paused", "closed"])
 
     @extend_schema(request=Input, responses=CampaignSerializer)
@@ -258,7 +272,7 @@ class CampaignStateView(OneCampaignView):
 class CampaignCompletionsView(OneCampaignView):
     scope, role = Scope.MANAGE, Role.LEAD
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         completions = serializers.ListField(
             child=serializers.UUIDField(), min_length=1, max_length=live.MAX_SENT
         )
@@ -354,6 +368,7 @@ class JudgementSerializer(serializers.ModelSerializer[Judgement]):
             "item",
             "prompt",
             "annotator",
+            "annotator_id",
             "ranking",
             "thumb",
             "strength",
@@ -429,6 +444,7 @@ class AnswerInput(SharedFieldsSerializer):
 
 class JudgementsView(ProjectAPIView):
     write_scope = Scope.JUDGE
+    pagination_class = NewestFirst
 
     class Input(AnswerInput):
         next = serializers.BooleanField(
@@ -506,7 +522,7 @@ class JudgementsView(ProjectAPIView):
         return Response(body, status=status.HTTP_201_CREATED)
 
 
-class SlotInput(serializers.Serializer[Any]):
+class SlotInput(Body):
     token = serializers.IntegerField(min_value=0)
 
 
@@ -554,7 +570,8 @@ class SkipView(OneSlotView):
 
 
 class FeedbackSerializer(serializers.ModelSerializer[CompletionFeedback]):
-    version = serializers.CharField(source="completion.version.name")
+    version = serializers.IntegerField(source="completion.version_id")
+    version_name = serializers.CharField(source="completion.version.name")
     user = serializers.CharField(source="user.username", default=None)
 
     class Meta:
@@ -564,6 +581,7 @@ class FeedbackSerializer(serializers.ModelSerializer[CompletionFeedback]):
             "completion",
             "client_id",
             "version",
+            "version_name",
             "user",
             "thumb",
             "comment",
@@ -576,7 +594,7 @@ class FeedbackSerializer(serializers.ModelSerializer[CompletionFeedback]):
 class CompletionFeedbackView(ProjectAPIView):
     scope = Scope.CHAT
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         thumb = serializers.ChoiceField(choices=[1, -1], required=False, allow_null=True)
         comment = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
         correction = serializers.CharField(allow_blank=True, default="", trim_whitespace=False)
@@ -600,11 +618,17 @@ class CompletionFeedbackView(ProjectAPIView):
 
 class FeedbackListView(ProjectAPIView):
     role = Role.LEAD
+    pagination_class = NewestFirst
 
-    @extend_schema(responses=FeedbackSerializer(many=True))
+    class Filters(Body):
+        thumb = serializers.ChoiceField(choices=[1, -1], required=False)
+        complaint = serializers.BooleanField(required=False)
+        completion = serializers.UUIDField(required=False)
+        version = serializers.IntegerField(source="completion__version", required=False)
+
+    @extend_schema(parameters=[Filters], responses=FeedbackSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List feedback on completions, newest first."""
         rows = CompletionFeedback.objects.filter(completion__project__in=self.projects())
-        return paginated(
-            rows.select_related("completion__version", "user"), FeedbackSerializer, request, self
-        )
+        rows = filtered(rows.select_related("completion__version", "user"), self.Filters, request)
+        return paginated(rows, FeedbackSerializer, request, self)

@@ -11,12 +11,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.models import Role, Scope, User
+from accounts.serializers import Body
 from feedback import adjudication, dealing, gold, pauses
 from feedback.api import OneCampaignView
 from feedback.models import LEAST_EVERY, Campaign, Decision, Item, Pause
 
 
-class KnownAnswerInput(serializers.Serializer[Any]):
+class KnownAnswerInput(Body):
     """An answer that names responses by position, from 0."""
 
     ranking = serializers.ListField(
@@ -92,7 +93,7 @@ class LeadView(OneCampaignView):
 
 
 class ChecksView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         gold_every = serializers.IntegerField(min_value=0, max_value=1000)
         repeat_every = serializers.IntegerField(min_value=0, max_value=1000)
         repeat_after = serializers.IntegerField(min_value=1, max_value=1000)
@@ -125,7 +126,7 @@ class ChecksView(LeadView):
 
 
 class GoldView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         prompt = serializers.JSONField(help_text="A text, or a list of {role, content}.")
         responses = serializers.ListField(child=serializers.CharField(), max_length=9)
         answer = GoldAnswerInput()
@@ -179,7 +180,7 @@ class DecisionsView(LeadView):
 
 
 class PriorityView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         priority = serializers.IntegerField(
             min_value=-dealing.MOST_PRIORITY, max_value=dealing.MOST_PRIORITY
         )
@@ -195,7 +196,7 @@ class PriorityView(LeadView):
 
 
 class AssignView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         annotators = serializers.ListField(child=serializers.CharField(), min_length=1)
 
     @extend_schema(request=Input, responses={204: None})
@@ -220,7 +221,7 @@ class AssignView(LeadView):
 
 
 class PausesView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         annotator = serializers.CharField(help_text="A username.")
         why = serializers.CharField(max_length=500)
 
@@ -247,7 +248,7 @@ class PausesView(LeadView):
 
 
 class LiftView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         why = serializers.CharField(max_length=500)
 
     @extend_schema(request=Input, responses=PauseSerializer)

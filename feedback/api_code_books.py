@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Scope, User
+from accounts.serializers import Body
 from feedback import calibration, code_books
 from feedback.api_checks import LeadView
 from feedback.models import CalibrationNote, CalibrationSession, CodeBook, Item
@@ -27,7 +28,7 @@ class CodeBookSerializer(serializers.ModelSerializer[CodeBook]):
 
 
 class CodeBooksView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         text = serializers.CharField(max_length=code_books.MAX_CODE_BOOK)
         changed = serializers.CharField(max_length=300, allow_blank=True, default="")
         to_confirm = serializers.BooleanField(default=True)
@@ -75,7 +76,7 @@ class NoteSerializer(serializers.ModelSerializer[CalibrationNote]):
 
 
 class CalibrationsView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         name = serializers.CharField(max_length=120)
         items = serializers.ListField(child=serializers.IntegerField(), min_length=1)
         members = serializers.ListField(child=serializers.CharField(), min_length=2)
@@ -174,7 +175,7 @@ class SessionMembersView(_SessionView):
 
 
 class NotesView(_SessionView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         text = serializers.CharField(max_length=5000)
         item = serializers.IntegerField(required=False, allow_null=True)
 

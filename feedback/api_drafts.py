@@ -13,8 +13,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.models import Project
-from accounts.pagination import paginated
-from accounts.serializers import FiniteField
+from accounts.pagination import NewestFirst, paginated
+from accounts.serializers import Body, FiniteField
 from feedback import drafts, drafts_undo
 from feedback.api_checks import LeadView
 from feedback.models import MAX_CORRECTION, Campaign, Prompt
@@ -31,7 +31,7 @@ NUMBER = r"^\d{1,18}$"
 
 
 class DraftRequestSerializer(serializers.ModelSerializer[DraftRequest]):
-    version = serializers.CharField(source="version.name")
+    version_name = serializers.CharField(source="version.name")
     by = serializers.CharField(source="by.username")
     written = serializers.IntegerField(help_text="How many drafts are there, fit or not.")
 
@@ -42,6 +42,7 @@ class DraftRequestSerializer(serializers.ModelSerializer[DraftRequest]):
             "client_id",
             "kind",
             "version",
+            "version_name",
             "sampling",
             "seed",
             "guidance",
@@ -59,7 +60,8 @@ class DraftRequestSerializer(serializers.ModelSerializer[DraftRequest]):
 
 class DraftSerializer(serializers.ModelSerializer[Draft]):
     kind = serializers.CharField(source="request.kind")
-    version = serializers.CharField(source="request.version.name")
+    version = serializers.IntegerField(source="request.version_id")
+    version_name = serializers.CharField(source="request.version.name")
     sampling = serializers.JSONField(source="completion.sampling", default=None)
     raw = serializers.CharField(help_text="What the version wrote, letter by letter.")
     proposed = serializers.SerializerMethodField()
@@ -74,6 +76,7 @@ class DraftSerializer(serializers.ModelSerializer[Draft]):
             "number",
             "kind",
             "version",
+            "version_name",
             "sampling",
             "completion",
             "prompt",
@@ -125,7 +128,9 @@ class DraftLeadView(LeadView):
 
 
 class DraftRequestsView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    pagination_class = NewestFirst
+
+    class Input(Body):
         kind = serializers.ChoiceField(choices=DraftRequest.Kind.choices)
         version = serializers.IntegerField(help_text="The id of a version.")
         wanted = serializers.IntegerField(min_value=1, max_value=MOST_DRAFTS)
@@ -204,6 +209,8 @@ class DraftRestartView(LeadView):
 
 
 class DraftsView(LeadView):
+    pagination_class = NewestFirst
+
     @extend_schema(
         parameters=[
             OpenApiParameter("state", enum=Draft.State.values),
@@ -241,7 +248,7 @@ class DraftView(DraftLeadView):
 
 
 class DraftApproveView(DraftLeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         messages = serializers.ListField(
             child=serializers.DictField(),
             required=False,
@@ -279,7 +286,7 @@ class DraftApproveView(DraftLeadView):
 
 
 class DraftRejectView(DraftLeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         why = serializers.CharField(max_length=drafts.MAX_REASON, allow_blank=True, default="")
 
     @extend_schema(request=Input, responses=DraftSerializer)
@@ -301,7 +308,7 @@ class DraftUndoView(DraftLeadView):
 
 
 class CampaignDraftsView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         drafts = serializers.ListField(
             child=serializers.IntegerField(), min_length=1, max_length=10_000
         )

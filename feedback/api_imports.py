@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView
 from accounts.errors import TooLarge
 from accounts.models import Role, Scope
+from accounts.serializers import Body
 from feedback import importing, imports
 from feedback.models import FileImport
 
@@ -25,8 +26,39 @@ class ProgressSerializer(serializers.Serializer[Any]):
     total = serializers.IntegerField(allow_null=True, help_text="Of how many, where it is known.")
 
 
+class FindingSerializer(serializers.Serializer[Any]):
+    line = serializers.IntegerField()
+    message = serializers.CharField()
+
+
+class ReportSerializer(serializers.Serializer[Any]):
+    """What a file holds and what becomes of it: rows = added + known + left out + errors."""
+
+    layout = serializers.CharField(help_text="What its rows are.")
+    mapping = serializers.DictField(
+        child=serializers.CharField(), help_text="The column of each part of a row."
+    )
+    unused_columns = serializers.ListField(child=serializers.CharField())
+    rows = serializers.IntegerField()
+    added = serializers.IntegerField()
+    known = serializers.IntegerField(help_text="Rows that the project had.")
+    left_out = serializers.DictField(
+        child=serializers.IntegerField(), help_text="Sound rows that say nothing, by reason."
+    )
+    left_out_lines = FindingSerializer(many=True, help_text="The first of them.")
+    error_count = serializers.IntegerField()
+    errors = FindingSerializer(many=True, help_text="The first of them.")  # type: ignore[assignment]
+
+
+@extend_schema_field(ReportSerializer)
+class ReportField(serializers.JSONField):
+    """A report as it was stored; empty until the import has ended."""
+
+
 class FileImportSerializer(serializers.ModelSerializer[FileImport]):
+    project = serializers.CharField(source="project.slug")
     url = serializers.SerializerMethodField()
+    report = ReportField(read_only=True)
     progress = serializers.SerializerMethodField()
 
     class Meta:
@@ -48,7 +80,7 @@ class ImportsView(ProjectAPIView):
     scope, role = Scope.MANAGE, Role.LEAD
     parser_classes = [MultiPartParser]
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         file = serializers.FileField(
             help_text="JSON, JSON Lines, CSV, TSV or Parquet, also with .gz; 256 MB at most."
         )
@@ -60,8 +92,11 @@ class ImportsView(ProjectAPIView):
         preview = serializers.BooleanField(default=False, help_text="Say it, and add nothing.")
 
     class Output(serializers.Serializer[Any]):
-        campaign = serializers.IntegerField(allow_null=True)
-        report = serializers.DictField()
+        campaign = serializers.IntegerField(
+            allow_null=True,
+            help_text="Where its rows are; null for prompts, a preview, or several campaigns.",
+        )
+        report = ReportSerializer()
 
     @extend_schema(
         request={"multipart/form-data": Input},

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Role
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, paginated
 from feedback import judgements
 from feedback.api import JudgementSerializer, OneCampaignView
 from feedback.models import ItemRole, Judgement, Skip
@@ -76,6 +76,7 @@ class SkipSerializer(serializers.ModelSerializer[Skip]):
 
 class SkipsView(OneCampaignView):
     role = Role.LEAD
+    pagination_class = NewestFirst
 
     @extend_schema(responses=SkipSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:

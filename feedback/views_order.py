@@ -19,7 +19,8 @@ from accounts.access import get_membership
 from accounts.errors import ProductError
 from accounts.models import Role
 from accounts.pages import refused
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, paginated
+from accounts.serializers import Body
 from feedback import dealing, informative
 from feedback.api_checks import LeadView
 from feedback.forms_lead import order_choices
@@ -87,7 +88,7 @@ class OrderOutput(serializers.Serializer[Any]):
 
 
 class OrderView(LeadView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         queue_order = serializers.ChoiceField(choices=Campaign.Order.choices)
         control_percent = serializers.IntegerField(
             min_value=LEAST_CONTROL, max_value=MOST_CONTROL, required=False
@@ -135,6 +136,8 @@ class DealtSerializer(serializers.ModelSerializer[Judgement]):
 
 
 class ArmsView(LeadView):
+    pagination_class = NewestFirst
+
     @extend_schema(responses=DealtSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:
         """List a campaign's standing judgements with the arm of each, newest first.

@@ -16,7 +16,8 @@ from rest_framework.response import Response
 from accounts import downloads
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, filtered, paginated
+from accounts.serializers import Body
 from inference import services
 from inference.models import Alias, AliasMove, AliasName, Completion, Version
 
@@ -32,7 +33,7 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
     )
     base = serializers.CharField(source="base.name")
     project = serializers.CharField(source="project.slug")
-    parent = serializers.CharField(source="parent.name", default=None)  # type: ignore[assignment]
+    parent_name = serializers.CharField(source="parent.name", default=None)
 
     class Meta:
         model = Version
@@ -44,6 +45,7 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
             "served_name",
             "base",
             "parent",
+            "parent_name",
             "method",
             "is_full",
             "is_dora",
@@ -57,8 +59,8 @@ class VersionSerializer(serializers.ModelSerializer[Version]):
 
 class MoveSerializer(serializers.ModelSerializer[AliasMove]):
     alias = serializers.CharField(source="alias.name")
-    from_version = serializers.CharField(source="from_version.name", default=None)
-    to_version = serializers.CharField(source="to_version.name")
+    from_version_name = serializers.CharField(source="from_version.name", default=None)
+    to_version_name = serializers.CharField(source="to_version.name")
     by = serializers.CharField(source="by.username", default=None)
 
     class Meta:
@@ -68,7 +70,9 @@ class MoveSerializer(serializers.ModelSerializer[AliasMove]):
             "alias",
             "kind",
             "from_version",
+            "from_version_name",
             "to_version",
+            "to_version_name",
             "by",
             "why",
             "overruled",
@@ -78,13 +82,21 @@ class MoveSerializer(serializers.ModelSerializer[AliasMove]):
 
 
 class VersionsView(ProjectAPIView):
-    @extend_schema(responses=VersionSerializer(many=True))
+    pagination_class = NewestFirst
+
+    class Filters(Body):
+        method = serializers.CharField(required=False)
+        number = serializers.IntegerField(required=False, help_text="0 is the base itself.")
+        digest = serializers.CharField(required=False)
+        snapshot_digest = serializers.CharField(required=False)
+
+    @extend_schema(parameters=[Filters], responses=VersionSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List versions, newest first."""
         rows = Version.objects.filter(project__in=self.projects()).select_related(
             "base", "project", "parent"
         )
-        return paginated(rows, VersionSerializer, request, self)
+        return paginated(filtered(rows, self.Filters, request), VersionSerializer, request, self)
 
 
 class OneVersionView(ProjectAPIView):
@@ -151,16 +163,24 @@ class AliasesView(ProjectAPIView):
 
 
 class MovesView(ProjectAPIView):
-    @extend_schema(responses=MoveSerializer(many=True))
+    pagination_class = NewestFirst
+
+    class Filters(Body):
+        alias = serializers.ChoiceField(
+            choices=AliasName.choices, source="alias__name", required=False
+        )
+        kind = serializers.ChoiceField(choices=AliasMove.Kind.choices, required=False)
+
+    @extend_schema(parameters=[Filters], responses=MoveSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List the alias ledger, newest first."""
         rows = AliasMove.objects.filter(alias__project__in=self.projects()).select_related(
             "alias", "from_version", "to_version", "by"
         )
-        return paginated(rows, MoveSerializer, request, self)
+        return paginated(filtered(rows, self.Filters, request), MoveSerializer, request, self)
 
 
-class MoveInput(serializers.Serializer[Any]):
+class MoveInput(Body):
     alias = serializers.ChoiceField(choices=AliasName.choices, default=AliasName.PRODUCTION)
     why = serializers.CharField(max_length=500, allow_blank=True, default="")
 
@@ -202,13 +222,14 @@ class RollBackView(ProjectAPIView):
 
 
 class CompletionSerializer(serializers.ModelSerializer[Completion]):
-    version = serializers.CharField(source="version.name")
+    version_name = serializers.CharField(source="version.name")
 
     class Meta:
         model = Completion
         fields = [
             "id",
             "version",
+            "version_name",
             "requested_model",
             "source",
             "messages",

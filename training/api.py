@@ -1,189 +1,31 @@
-"""REST: snapshots, runs with their metrics, evaluations."""
+"""REST: runs with their metrics, evaluations."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-from django.http import Http404
-from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts import downloads
 from accounts.access import ProjectAPIView
 from accounts.errors import Conflict, ProductError
-from accounts.models import Role, Scope
-from accounts.pages import whole
-from accounts.pagination import paginated
-from accounts.serializers import FiniteField
-from feedback.models import Campaign
+from accounts.models import Project, Role, Scope
+from accounts.pagination import NewestFirst, filtered, paginated
+from accounts.serializers import Body, named
 from inference.models import Version
-from training import evaluation, formats, preflight, runs, snapshots, storage
+from training import evaluation, preflight, runs
+from training.api_methods import ArgumentsField
+from training.engine.arguments import METHODS
 from training.evaluation import so_far
-from training.models import Evaluation, Run, Snapshot
-from training.options import Imitate, Kind, Margins, Pairs, Pii, Votes
-
-
-class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
-    project = serializers.CharField(source="project.slug")
-
-    class Meta:
-        model = Snapshot
-        fields = [
-            "id",
-            "project",
-            "state",
-            "reason",
-            "campaigns",
-            "kind",
-            "options",
-            "heldout_fraction",
-            "digest",
-            "manifest",
-            "created_at",
-        ]
-
-
-class OptionsSerializer(serializers.Serializer[Any]):
-    """What a snapshot takes in and how; what is left out is as ``training.options`` says."""
-
-    pairs = serializers.ChoiceField(choices=Pairs.choices, required=False)
-    votes = serializers.ChoiceField(choices=Votes.choices, required=False)
-    min_agreement = FiniteField(min_value=0, max_value=1, required=False)
-    attributes = serializers.DictField(child=FiniteField(), required=False)
-    gap = FiniteField(min_value=0, required=False)
-    margins = serializers.ChoiceField(choices=Margins.choices, required=False)
-    imitate = serializers.ListField(
-        child=serializers.ChoiceField(choices=Imitate.choices), required=False
-    )
-    max_characters = serializers.IntegerField(min_value=0, required=False)
-    pii = serializers.ChoiceField(choices=Pii.choices, required=False)
-    languages = serializers.ListField(child=serializers.CharField(max_length=3), required=False)
-    feedback = serializers.BooleanField(required=False)
-    heldout_annotators = FiniteField(min_value=0, max_value=0.9, required=False)
-    near = serializers.BooleanField(required=False)
-    leaks = serializers.BooleanField(required=False)
-
-
-class SnapshotsView(ProjectAPIView):
-    role, write_scope = Role.LEAD, Scope.MANAGE
-
-    class Input(serializers.Serializer[Any]):
-        campaigns = serializers.ListField(child=serializers.IntegerField(), default=list)
-        heldout_fraction = FiniteField(min_value=0, max_value=0.9, default=0.2)
-        kind = serializers.ChoiceField(choices=Kind.choices, default=Kind.PREFERENCE)
-        options = OptionsSerializer(required=False)
-
-    @extend_schema(responses=SnapshotSerializer(many=True))
-    def get(self, request: Request) -> Response:
-        """List snapshots, newest first."""
-        rows = Snapshot.objects.filter(project__in=self.projects()).select_related("project")
-        return paginated(rows.prefetch_related("campaigns"), SnapshotSerializer, request, self)
-
-    @extend_schema(request=Input, responses={201: SnapshotSerializer})
-    def post(self, request: Request) -> Response:
-        """Take a snapshot of what campaigns have collected so far."""
-        data = self.Input(data=request.data)
-        data.is_valid(raise_exception=True)
-        project = self.project()
-        wanted = data.validated_data["campaigns"]
-        campaigns = list(Campaign.objects.filter(project=project, pk__in=wanted))
-        if len(campaigns) != len(set(wanted)):
-            raise serializers.ValidationError("campaigns: one of them is not in this project.")
-        snapshot = snapshots.create_snapshot(
-            project=project,
-            campaigns=campaigns,
-            by=self.user,
-            heldout_fraction=data.validated_data["heldout_fraction"],
-            kind=data.validated_data["kind"],
-            options=data.validated_data.get("options"),
-        )
-        return Response(SnapshotSerializer(snapshot).data, status=201)
-
-
-class OneSnapshotView(ProjectAPIView):
-    role = Role.LEAD
-
-    def snapshot(self, pk: int) -> Snapshot:
-        snapshot = get_object_or_404(Snapshot.objects.select_related("project"), pk=pk)
-        self.membership(snapshot.project_id)
-        return snapshot
-
-    def file(self, snapshot: Snapshot, name: str) -> Path:
-        """Return where a file lies, verified; Http404 where there is none yet or no longer."""
-        if snapshot.state != Snapshot.State.READY:
-            raise Http404
-        try:
-            return storage.local_file(snapshot, name)
-        except FileNotFoundError as error:
-            raise Http404 from error
-
-
-class SnapshotView(OneSnapshotView):
-    @extend_schema(responses=SnapshotSerializer)
-    def get(self, request: Request, pk: int) -> Response:
-        """Fetch one snapshot with its manifest and ledger."""
-        return Response(SnapshotSerializer(self.snapshot(pk)).data)
-
-
-class SnapshotFileView(OneSnapshotView):
-    @extend_schema(parameters=downloads.RANGE_HEADERS, responses=downloads.RANGE_RESPONSES)
-    def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
-        """Download train.parquet, heldout.parquet or manifest.json; resumes by range."""
-        snapshot = self.snapshot(pk)
-        if name not in ("train.parquet", "heldout.parquet", storage.MANIFEST):
-            raise Http404
-        if name == storage.MANIFEST and snapshot.state == Snapshot.State.READY:
-            text = storage.manifest_text(snapshot.manifest)
-            return downloads.send_made(
-                request,
-                lambda: iter([text]),
-                identity=hashlib.sha256(text).hexdigest(),
-                filename=name,
-                content_type="application/json",
-            )
-        path = self.file(snapshot, name)
-        return downloads.send_file(request, path, identity=snapshot.manifest["files"][name])
-
-
-class SnapshotExportView(OneSnapshotView):
-    @extend_schema(
-        parameters=[
-            OpenApiParameter("part", enum=["train", "heldout"], default="train"),
-            *downloads.RANGE_HEADERS,
-        ],
-        responses=downloads.RANGE_RESPONSES,
-    )
-    def get(self, request: Request, pk: int, name: str) -> HttpResponseBase:
-        """Download the training or held-out rows in another tool's format; resumes by range."""
-        snapshot = self.snapshot(pk)
-        part = request.query_params.get("part", "train")
-        if name not in formats.FORMATS or part not in ("train", "heldout"):
-            raise Http404
-        path = self.file(snapshot, f"{part}.parquet")
-        chosen = formats.FORMATS[name]
-        if not chosen.fits(snapshot):
-            raise ProductError(
-                f"The rows of this snapshot cannot be written as {name}; its page lists the "
-                "formats that they can be written in."
-            )
-        return downloads.send_made(
-            request,
-            lambda: formats.blocks(formats.export(path, name)),
-            identity=formats.identity(snapshot, part, name),
-            filename=chosen.filename(snapshot.pk, part),
-            content_type=chosen.content_type,
-        )
+from training.models import Evaluation, Run, RunNote, Snapshot
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):
     project = serializers.CharField(source="project.slug")
-    start_version = serializers.CharField(source="start_version.name")
+    start_version_name = serializers.CharField(source="start_version.name")
     version_name = serializers.CharField(source="version.name", default=None)
 
     class Meta:
@@ -193,6 +35,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "project",
             "snapshot",
             "start_version",
+            "start_version_name",
             "method",
             "arguments",
             "seed",
@@ -214,44 +57,57 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         ]
 
 
+def trained_on(project: Project, values: dict[str, Any]) -> tuple[Snapshot, Version]:
+    """Return the snapshot and the version that a body names; the base if it names no version."""
+    snapshot = named(Snapshot.objects.filter(project=project), "snapshot", values["snapshot"])
+    versions = Version.objects.filter(project=project).select_related("base")
+    if "start_version" in values:
+        return snapshot, named(versions, "start_version", values["start_version"])
+    base = versions.filter(number=0).first()
+    if base is None:
+        raise ProductError("This project has no base. Adopt one with manage.py adopt_base.")
+    return snapshot, base
+
+
 class WantedRunView(ProjectAPIView):
     """An operation on a run that is described in the body."""
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         snapshot = serializers.IntegerField(help_text="The id of a ready snapshot.")
         start_version = serializers.IntegerField(
             required=False, help_text="The id of the version to start from; the base if left out."
         )
-        method = serializers.CharField(default="dpo")
-        arguments = serializers.DictField(default=dict)
+        method = serializers.ChoiceField(choices=list(METHODS), default="dpo")
+        arguments = ArgumentsField()
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
     def wanted(self, request: Request) -> dict[str, Any]:
         """Return the body as ``start_run`` takes it."""
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
-        values = dict(data.validated_data)
-        project = self.project()
-        versions = Version.objects.filter(project=project).select_related("base")
-        start = (
-            get_object_or_404(versions, pk=values["start_version"])
-            if "start_version" in values
-            else get_object_or_404(versions, number=0)
-        )
-        snapshot = get_object_or_404(Snapshot, pk=values["snapshot"], project=project)
-        return values | {"snapshot": snapshot, "start_version": start}
+        snapshot, start = trained_on(self.project(), data.validated_data)
+        return {**data.validated_data, "snapshot": snapshot, "start_version": start}
 
 
 class RunsView(WantedRunView):
     role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+    pagination_class = NewestFirst
 
-    @extend_schema(responses=RunSerializer(many=True))
+    class Filters(Body):
+        state = serializers.ChoiceField(choices=Run.State.choices, required=False)
+        method = serializers.ChoiceField(choices=list(METHODS), required=False)
+        snapshot = serializers.IntegerField(required=False)
+        start_version = serializers.IntegerField(required=False)
+        version = serializers.IntegerField(required=False)
+        round = serializers.IntegerField(required=False)
+
+    @extend_schema(parameters=[Filters], responses=RunSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List runs, newest first."""
         rows = Run.objects.filter(project__in=self.projects()).select_related(
             "project", "start_version", "version"
         )
-        return paginated(rows, RunSerializer, request, self)
+        return paginated(filtered(rows, self.Filters, request), RunSerializer, request, self)
 
     @extend_schema(request=WantedRunView.Input, responses={201: RunSerializer})
     def post(self, request: Request) -> Response:
@@ -304,12 +160,47 @@ class RunView(OneRunView):
 
 
 class RunMetricsView(OneRunView):
-    @extend_schema(responses={200: serializers.ListSerializer(child=serializers.DictField())})
+    class Asked(Body):
+        after = serializers.IntegerField(
+            min_value=0, default=0, help_text="Leave out the steps up to this one."
+        )
+        limit = serializers.IntegerField(
+            min_value=1, max_value=10_000, default=1000, help_text="So many steps at most."
+        )
+
+    @extend_schema(
+        parameters=[Asked],
+        responses={200: serializers.ListSerializer(child=serializers.DictField())},
+    )
     def get(self, request: Request, pk: int) -> Response:
-        """List what the run reported step by step; ?after=N leaves out the steps up to N."""
-        after = whole(request.query_params.get("after", ""))
-        rows = self.run(pk).metrics.filter(step__gt=after or 0)
-        return Response(list(rows.values_list("values", flat=True)))
+        """List what the run reported step by step; ask on with ?after= the last step seen."""
+        given = request.query_params.dict()
+        given.pop("project", None)
+        asked = self.Asked(data=given)
+        asked.is_valid(raise_exception=True)
+        rows = self.run(pk).metrics.filter(step__gt=asked.validated_data["after"])
+        values = rows.order_by("step").values_list("values", flat=True)
+        return Response(list(values[: asked.validated_data["limit"]]))
+
+
+class RunNotesView(OneRunView):
+    class Output(serializers.Serializer[Any]):
+        class NoteSerializer(serializers.ModelSerializer[RunNote]):
+            class Meta:
+                model = RunNote
+                fields = ["id", "at", "message"]
+
+        warnings = serializers.ListField(
+            child=serializers.CharField(), help_text="What its metrics give cause for."
+        )
+        notes = NoteSerializer(many=True, help_text="What it told of itself, oldest first.")
+
+    @extend_schema(responses=Output)
+    def get(self, request: Request, pk: int) -> Response:
+        """Say in words what happened in a run, and what its metrics warn of."""
+        run = self.run(pk)
+        said = {"warnings": run.warnings(), "notes": run.notes.all()}
+        return Response(self.Output(said).data)
 
 
 class CancelRunView(OneRunView):
@@ -351,7 +242,7 @@ class ResumeRunView(OneRunView):
 class RunPriorityView(OneRunView):
     scope, role = Scope.MANAGE, Role.ADMIN
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         priority = serializers.IntegerField(min_value=-100, max_value=100)
 
     @extend_schema(request=Input, responses=RunSerializer)
@@ -378,15 +269,17 @@ class RunAgainView(OneRunView):
 class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
     result = serializers.SerializerMethodField()
     proposed = serializers.SerializerMethodField()
-    challenger = serializers.CharField(source="challenger.name")
-    champion = serializers.CharField(source="champion.name")
+    challenger_name = serializers.CharField(source="challenger.name")
+    champion_name = serializers.CharField(source="champion.name")
 
     class Meta:
         model = Evaluation
         fields = [
             "id",
             "challenger",
+            "challenger_name",
             "champion",
+            "champion_name",
             "snapshot",
             "judge",
             "rule",
@@ -415,8 +308,9 @@ class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
 
 class EvaluationsView(ProjectAPIView):
     role, write_scope = Role.LEAD, Scope.MANAGE
+    pagination_class = NewestFirst
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         challenger = serializers.IntegerField(help_text="The id of a version.")
         champion = serializers.IntegerField(help_text="The id of the version to beat.")
         snapshot = serializers.IntegerField(help_text="Whose held-out prompts to use.")
@@ -433,11 +327,18 @@ class EvaluationsView(ProjectAPIView):
         samples = serializers.IntegerField(min_value=1, max_value=64, default=4)
         seed = serializers.IntegerField(min_value=0, max_value=2**31 - 1, default=0)
 
-    @extend_schema(responses=EvaluationSerializer(many=True))
+    class Filters(Body):
+        state = serializers.ChoiceField(choices=Evaluation.State.choices, required=False)
+        judge = serializers.ChoiceField(choices=Evaluation.Judge.choices, required=False)
+        challenger = serializers.IntegerField(required=False)
+        champion = serializers.IntegerField(required=False)
+        snapshot = serializers.IntegerField(required=False)
+
+    @extend_schema(parameters=[Filters], responses=EvaluationSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List evaluations, newest first."""
         rows = Evaluation.objects.filter(project__in=self.projects())
-        rows = rows.select_related("challenger", "champion")
+        rows = filtered(rows.select_related("challenger", "champion"), self.Filters, request)
         return paginated(rows, EvaluationSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: EvaluationSerializer})
@@ -449,13 +350,15 @@ class EvaluationsView(ProjectAPIView):
         project = self.project()
         versions = Version.objects.filter(project=project)
         started = evaluation.start_evaluation(
-            challenger=get_object_or_404(versions, pk=values["challenger"]),
-            champion=get_object_or_404(versions, pk=values["champion"]),
-            snapshot=get_object_or_404(Snapshot, pk=values["snapshot"], project=project),
+            challenger=named(versions, "challenger", values["challenger"]),
+            champion=named(versions, "champion", values["champion"]),
+            snapshot=named(
+                Snapshot.objects.filter(project=project), "snapshot", values["snapshot"]
+            ),
             judge=values["judge"],
             rule=values["rule"],
             reward_version=(
-                get_object_or_404(versions.select_related("base"), pk=values["reward_version"])
+                named(versions.select_related("base"), "reward_version", values["reward_version"])
                 if "reward_version" in values
                 else None
             ),

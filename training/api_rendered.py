@@ -11,8 +11,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
-from accounts.errors import ProductError
+from accounts.errors import Missing, ProductError
 from accounts.models import Role
+from accounts.pagination import query
+from accounts.serializers import Body
 from training import rendered
 from training.forms import METHODS
 from training.models import Snapshot
@@ -48,7 +50,7 @@ class PreviewSerializer(serializers.Serializer[Any]):
 class SnapshotPreviewView(ProjectAPIView):
     role = Role.LEAD
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         base = serializers.CharField(default="", help_text="A base's name; the project's first.")
         method = serializers.ChoiceField(choices=METHODS, default=METHODS[0])
         part = serializers.ChoiceField(choices=["train", "heldout"], default="train")
@@ -59,9 +61,11 @@ class SnapshotPreviewView(ProjectAPIView):
     @extend_schema(parameters=[Input], responses=PreviewSerializer)
     def get(self, request: Request, pk: int) -> Response:
         """Show a row as the exact tokens that a base reads, and what becomes of all rows."""
-        snapshot = get_object_or_404(Snapshot, pk=pk, state=Snapshot.State.READY)
+        snapshot = get_object_or_404(Snapshot, pk=pk)
         self.membership(snapshot.project_id)
-        data = self.Input(data=request.query_params)
+        if snapshot.state != Snapshot.State.READY:
+            raise Missing("This snapshot has no rows to show. Ask for one whose state is ready.")
+        data = self.Input(data=query(request))
         data.is_valid(raise_exception=True)
         values = dict(data.validated_data)
         name = values.pop("base")

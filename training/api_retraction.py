@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.http import Http404
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
@@ -11,8 +12,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
+from accounts.errors import Missing
 from accounts.models import Project, Role, Scope, User
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, paginated, query
+from accounts.serializers import Body
 from feedback.models import Campaign, Judgement, Prompt
 from training import retraction as service
 from training.models import Retraction
@@ -43,7 +46,7 @@ class RetractionSerializer(serializers.ModelSerializer[Retraction]):
         ]
 
 
-class RetractionInput(serializers.Serializer[Any]):
+class RetractionInput(Body):
     kind = serializers.ChoiceField(choices=Retraction.Kind.choices)
     key = serializers.CharField(
         max_length=40, help_text="A judgement's client id, an annotator's or a prompt's id."
@@ -55,7 +58,13 @@ class RetractionInput(serializers.Serializer[Any]):
     def subject(self, project: Project) -> tuple[service.Subject, Campaign | None]:
         """Return what is to be taken back and where, or raise 404."""
         values = self.validated_data
-        subject = find_subject(project, values["kind"], values["key"])
+        try:
+            subject = find_subject(project, values["kind"], values["key"])
+        except Http404:
+            raise Missing(
+                f"No {values['kind']} of this project has the key {values['key']}. A judgement is "
+                "named by its client_id, an annotator and a prompt by their ids."
+            ) from None
         assert isinstance(subject, Judgement | User | Prompt)
         campaign = None
         if values.get("campaign") is not None:
@@ -71,6 +80,7 @@ def _rows() -> Any:
 
 class RetractionsView(ProjectAPIView):
     role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+    pagination_class = NewestFirst
 
     class Input(RetractionInput):
         why = serializers.CharField(max_length=service.MAX_WHY)
@@ -122,7 +132,7 @@ class RetractionPreviewView(ProjectAPIView):
     )
     def get(self, request: Request) -> Response:
         """Say what a retraction would touch, without touching it."""
-        data = RetractionInput(data=request.query_params)
+        data = RetractionInput(data=query(request))
         data.is_valid(raise_exception=True)
         project = self.project()
         subject, campaign = data.subject(project)

@@ -13,11 +13,13 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
-from accounts.pagination import paginated
-from inference.models import Version
+from accounts.pagination import NewestFirst, paginated
+from accounts.serializers import Body
 from training import rounds
+from training.api import trained_on
+from training.api_methods import ArgumentsField
 from training.engine.arguments import METHODS
-from training.models import Round, Snapshot
+from training.models import Round
 
 
 class OutcomeSerializer(serializers.Serializer[Any]):
@@ -33,7 +35,8 @@ class OutcomeSerializer(serializers.Serializer[Any]):
     peak_memory_mb = serializers.FloatField(allow_null=True)
     saved_bytes = serializers.IntegerField(allow_null=True)
     trainable_share = serializers.FloatField(allow_null=True)
-    version = serializers.CharField(source="run.version.name", default=None)
+    version = serializers.IntegerField(source="run.version_id", allow_null=True)
+    version_name = serializers.CharField(source="run.version.name", default=None)
 
     def get_accuracy(self, outcome: rounds.Outcome) -> dict[str, Any] | None:
         """Return the share of held-out pairs in the right order, with its 95 % interval."""
@@ -41,7 +44,7 @@ class OutcomeSerializer(serializers.Serializer[Any]):
 
 
 class TrainingRoundSerializer(serializers.ModelSerializer[Round]):
-    start_version = serializers.CharField(source="start_version.name")
+    start_version_name = serializers.CharField(source="start_version.name")
     state = serializers.CharField(read_only=True)
     outcomes = serializers.SerializerMethodField()
 
@@ -52,6 +55,7 @@ class TrainingRoundSerializer(serializers.ModelSerializer[Round]):
             "name",
             "snapshot",
             "start_version",
+            "start_version_name",
             "seed",
             "first_steps",
             "state",
@@ -67,8 +71,9 @@ class TrainingRoundSerializer(serializers.ModelSerializer[Round]):
 
 class RoundsView(ProjectAPIView):
     role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+    pagination_class = NewestFirst
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         snapshot = serializers.IntegerField(help_text="The id of a ready snapshot.")
         start_version = serializers.IntegerField(
             required=False, help_text="The id of the version to start from; the base if left out."
@@ -77,11 +82,13 @@ class RoundsView(ProjectAPIView):
             child=serializers.ChoiceField(choices=[(name, name) for name in METHODS]),
             default=list(rounds.PREFERENCE_METHODS),
         )
-        arguments = serializers.DictField(default=dict, help_text="For every run alike.")
+        arguments = ArgumentsField(help_text="For every run alike.")
         grid = serializers.DictField(
-            child=serializers.ListField(), default=dict, help_text='{"beta": [0.1, 0.3]}'
+            child=serializers.ListField(),
+            default=dict,
+            help_text='Values to try of each argument, as in {"beta": [0.1, 0.3]}.',
         )
-        suite = serializers.BooleanField(default=False, help_text="The suite, not the methods.")
+        suite = serializers.BooleanField(default=False, help_text="Not methods and grid.")
         first_steps = serializers.IntegerField(
             min_value=0, default=0, help_text="Above 0: halve, with so many steps at first."
         )
@@ -100,19 +107,17 @@ class RoundsView(ProjectAPIView):
         data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         values = data.validated_data
-        project = self.project()
-        versions = Version.objects.filter(project=project).select_related("base")
-        wanted = {"pk": values["start_version"]} if "start_version" in values else {"number": 0}
+        snapshot, start = trained_on(self.project(), values)
         entries = (
-            rounds.suite()
+            rounds.suite(values["arguments"])
             if values["suite"]
             else rounds.expand(
                 values["methods"], arguments=values["arguments"], grid=values["grid"]
             )
         )
         started = rounds.start_round(
-            snapshot=get_object_or_404(Snapshot, pk=values["snapshot"], project=project),
-            start_version=get_object_or_404(versions, **wanted),
+            snapshot=snapshot,
+            start_version=start,
             entries=entries,
             name=values["name"],
             seed=values["seed"],

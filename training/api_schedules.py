@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django.conf import settings
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
@@ -13,14 +14,24 @@ from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
 from accounts.models import Role, Scope
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, paginated
+from accounts.serializers import Body
 from training import schedules as service
-from training.api import OptionsSerializer
+from training.api_methods import ArgumentsField
+from training.api_snapshots import OptionsSerializer
 from training.models import Schedule, ScheduledRound
 from training.views_schedules import ScheduleForm
 
 
-class ScheduleSerializer(serializers.ModelSerializer[Schedule]):
+def _first_rule() -> str:
+    return str(settings.EVALUATION_RULES[0])
+
+
+class ScheduleSerializer(Body, serializers.ModelSerializer[Schedule]):
+    arguments = ArgumentsField()
+    rule = serializers.CharField(
+        default=_first_rule, help_text="One of the site's; its first if left out."
+    )
     rhythm = serializers.CharField(read_only=True)
     options = OptionsSerializer(required=False)
 
@@ -48,6 +59,7 @@ class RoundSerializer(serializers.ModelSerializer[ScheduledRound]):
 
 class SchedulesView(ProjectAPIView):
     role, write_scope, write_role = Role.LEAD, Scope.MANAGE, Role.ADMIN
+    pagination_class = NewestFirst
 
     @extend_schema(responses=ScheduleSerializer(many=True))
     def get(self, request: Request) -> Response:
@@ -102,7 +114,7 @@ class ScheduleView(OneScheduleView):
 class ScheduleActiveView(OneScheduleView):
     scope, role = Scope.MANAGE, Role.ADMIN
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         active = serializers.BooleanField()
 
     @extend_schema(request=Input, responses=ScheduleSerializer)
@@ -127,6 +139,8 @@ class ScheduleRunView(OneScheduleView):
 
 
 class ScheduleRoundsView(OneScheduleView):
+    pagination_class = NewestFirst
+
     @extend_schema(responses=RoundSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:
         """List a schedule's rounds, newest first."""
@@ -136,7 +150,7 @@ class ScheduleRoundsView(OneScheduleView):
 class DecideView(ProjectAPIView):
     scope, role = Scope.MANAGE, Role.ADMIN
 
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         promote = serializers.BooleanField()
         why = serializers.CharField(max_length=400, allow_blank=True, default="")
 

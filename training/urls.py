@@ -2,19 +2,28 @@ from __future__ import annotations
 
 from django.urls import path
 
-from training import api, api_lineage, api_rendered, api_retraction, api_rounds, api_schedules
+from training import (
+    api,
+    api_lineage,
+    api_methods,
+    api_rendered,
+    api_retraction,
+    api_rounds,
+    api_schedules,
+    api_snapshots,
+)
 
 urlpatterns = [
-    path("api/snapshots/", api.SnapshotsView.as_view()),
-    path("api/snapshots/<int:pk>/", api.SnapshotView.as_view()),
+    path("api/snapshots/", api_snapshots.SnapshotsView.as_view()),
+    path("api/snapshots/<int:pk>/", api_snapshots.SnapshotView.as_view()),
     path(
         "api/snapshots/<int:pk>/files/<str:name>",
-        api.SnapshotFileView.as_view(),
+        api_snapshots.SnapshotFileView.as_view(),
         name="api_snapshot_file",
     ),
     path(
         "api/snapshots/<int:pk>/export/<slug:name>",
-        api.SnapshotExportView.as_view(),
+        api_snapshots.SnapshotExportView.as_view(),
         name="api_snapshot_export",
     ),
     path("api/snapshots/<int:pk>/rendered", api_rendered.SnapshotPreviewView.as_view()),
@@ -34,10 +43,12 @@ urlpatterns = [
     path("api/schedules/<int:pk>/run", api_schedules.ScheduleRunView.as_view()),
     path("api/schedules/<int:pk>/rounds", api_schedules.ScheduleRoundsView.as_view()),
     path("api/proposals/<int:pk>/decision", api_schedules.DecideView.as_view()),
+    path("api/methods/", api_methods.MethodsView.as_view()),
     path("api/runs/", api.RunsView.as_view()),
     path("api/runs/preflight", api.PreflightView.as_view()),
     path("api/runs/<int:pk>/", api.RunView.as_view()),
     path("api/runs/<int:pk>/metrics", api.RunMetricsView.as_view(), name="api_run_metrics"),
+    path("api/runs/<int:pk>/notes", api.RunNotesView.as_view()),
     path("api/runs/<int:pk>/cancel", api.CancelRunView.as_view()),
     path("api/runs/<int:pk>/pause", api.PauseRunView.as_view()),
     path("api/runs/<int:pk>/resume", api.ResumeRunView.as_view()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from django.shortcuts import get_object_or_404
@@ -14,7 +13,8 @@ from rest_framework.response import Response
 from accounts import webhooks
 from accounts.access import ProjectAPIView
 from accounts.models import Event, Role, Scope, Webhook, WebhookMessage
-from accounts.pagination import paginated
+from accounts.pagination import NewestFirst, paginated
+from accounts.serializers import Body
 
 
 class WebhookSerializer(serializers.ModelSerializer[Webhook]):
@@ -54,6 +54,8 @@ class AdminView(ProjectAPIView):
 
 
 class WebhooksView(AdminView):
+    pagination_class = NewestFirst
+
     class Output(WebhookSerializer):
         secret = serializers.CharField()
 
@@ -82,7 +84,7 @@ class WebhooksView(AdminView):
 
 
 class WebhookView(AdminView):
-    class Input(serializers.Serializer[Any]):
+    class Input(Body):
         active = serializers.BooleanField()
 
     @extend_schema(responses=WebhookSerializer)
@@ -108,6 +110,8 @@ class WebhookView(AdminView):
 
 
 class MessagesView(AdminView):
+    pagination_class = NewestFirst
+
     @extend_schema(responses=MessageSerializer(many=True))
     def get(self, request: Request, pk: int) -> Response:
         """List what a webhook was sent, or will be, newest first."""

@@ -24,6 +24,12 @@ class ProductError(Exception):
         self.extra = extra
 
 
+class Missing(ProductError):
+    """What is asked for is not here, and it is known why."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+
+
 class Conflict(ProductError):
     """The request was sound, but the thing has moved on since."""
 
@@ -66,7 +72,10 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
         message, extra = _first_sentence(exc.detail), {"fields": exc.detail}
     elif isinstance(exc, exceptions.APIException):
         code = exc.status_code
-        message = str(exc.detail)
+        message = _WHAT_TO_SEND.get(type(exc)) or str(exc.detail)
+        if isinstance(exc, exceptions.UnsupportedMediaType):
+            takes = " or ".join(parser.media_type for parser in context["view"].parser_classes)
+            message = f"{message} Send {takes}."
         if wait := getattr(exc, "wait", None):
             headers["Retry-After"] = str(int(wait) + 1)
         if auth_header := getattr(exc, "auth_header", None):
@@ -82,13 +91,20 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     return Response({"message": message, "extra": extra}, status=code, headers=headers)
 
 
+_WHAT_TO_SEND: dict[type[exceptions.APIException], str] = {
+    exceptions.NotAuthenticated: "Send “Authorization: Bearer laurel_…”: a project's tokens page "
+    "makes such a token.",
+}
+
+
 def _first_sentence(detail: Any, name: str = "") -> str:
     """Return the first message of nested validation errors, with the field's name in front."""
     if isinstance(detail, dict):
         for key, value in detail.items():
             if value:
-                path = key if not name else f"{name}.{key}"
-                return _first_sentence(value, "" if key == "non_field_errors" else path)
+                if key in ("non_field_errors", "__all__"):
+                    return _first_sentence(value)
+                return _first_sentence(value, f"{name}.{key}" if name else key)
     if isinstance(detail, list) and detail:
         for index, value in enumerate(detail):
             if value:

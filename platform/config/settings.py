@@ -12,7 +12,7 @@ import structlog
 from csp.constants import NONE, SELF
 
 from config import services
-from config.environment import env_bool, env_float, env_int, env_list, env_secret
+from config.environment import env_base, env_bool, env_float, env_int, env_list, env_secret
 from config.storage import snapshot_storage
 
 BASE_DIR = Path(__file__).resolve().parents[2]
@@ -174,7 +174,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["accounts.parsing.JSONParser"],
     # What can be asked stands in the schema; OPTIONS tells nobody anything.
     "DEFAULT_METADATA_CLASS": None,
-    "DEFAULT_SCHEMA_CLASS": "accounts.schema.NestedNamesSchema",
+    "DEFAULT_SCHEMA_CLASS": "accounts.schema.LaurelSchema",
     "EXCEPTION_HANDLER": "accounts.errors.exception_handler",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
@@ -188,12 +188,14 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/",
     "ENUM_NAME_OVERRIDES": {
+        "MemberRole": "accounts.models.Role",
         "WebhookEvent": "accounts.models.Event",
         "CampaignKind": "feedback.models.Campaign.Kind",
         "CampaignState": "feedback.models.Campaign.State",
         "ImportState": "feedback.models.FileImport.State",
         "Wanted": "feedback.extras.Wanted",
         "SnapshotKind": "training.options.Kind",
+        "TrainingMethod": "training.engine.arguments.METHODS",
         "MoveKind": "inference.models.AliasMove.Kind",
         "RetractionKind": "training.models.Retraction.Kind",
         "DraftKind": "feedback.models_drafts.DraftRequest.Kind",
@@ -269,7 +271,7 @@ ARTIFACTS_DIR = VAR_DIR / "artifacts"
 COPIES_DIR = VAR_DIR / "copies"
 RUNS_DIR = VAR_DIR / "runs"
 BASES_DIR = VAR_DIR / "bases"
-DEFAULT_BASE = "smollm2-135m-instruct"
+DEFAULT_BASE = env_base()[1]
 ENGINE_URLS = env_list("ENGINE_URL", [f"http://127.0.0.1:{env_int('ENGINE_PORT', 8101)}"])
 ENGINE_API_KEY = env_secret("ENGINE_API_KEY", VAR_DIR / "engine_key")
 # Where a chat names no limit: an engine's own would be the rest of its context.

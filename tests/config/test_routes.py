@@ -44,9 +44,9 @@ METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 SECRET = "Zebra"
 
 # Everybody's.
-PUBLIC = {"health", "api/schema/", "api/docs/", "login/", "logout/"}
-# Between projects: each sees their own.
-OWN = {"", "api/me", "api/me/progress"}
+PUBLIC = {"health", "api/schema/", "api/docs/", "^api/", "login/", "logout/"}
+# Between projects: each sees their own, or what is the same in all of them.
+OWN = {"", "api/me", "api/me/progress", "api/methods/"}
 # What a member of the lowest role may do.
 ANNOTATORS = OWN | {
     "api/aliases/",
@@ -289,6 +289,7 @@ def thing_of(
         "lineage/kind": "prompt",
         "lineage/key": prompt.pk,
         "members/pk": member.pk,
+        "members/user": other.pk,
         "messages/key": message.key,
         "pauses/pk": paused.pk,
         "prompts/pk": prompt.pk,

@@ -228,6 +228,6 @@ def test_rest_moves_need_an_admin(
     point(project, version)
     moved = api(owner).post("/api/rollback", {"why": "worse"})
     assert moved.status_code == 200, moved.content
-    assert moved.json()["to_version"] == "base"
+    assert moved.json()["to_version_name"] == "base"
     ledger = api(owner).get("/api/aliases/moves/").json()["results"]
     assert [row["kind"] for row in ledger] == ["roll_back", "promote", "set"]

@@ -259,14 +259,18 @@ def test_pages_and_rest_are_for_admins(
     assert login(lead).get(f"/p/{project.slug}/snapshots/{snapshot.pk}/").status_code == 200
     body = {"kind": "annotator", "key": str(second_annotator.pk), "why": "left"}
     assert api(lead).post("/api/retractions/", body).status_code == 403
-    preview = api(owner).get("/api/retractions/preview", {**body})
+    preview = api(owner).get("/api/retractions/preview", {"kind": "annotator", "key": body["key"]})
     assert preview.json()["judgements"] == 6
     answer = api(owner).post("/api/retractions/", body | {"erase": True})
     assert answer.status_code == 201, answer.content
     assert api(owner).post(f"/api/retractions/{answer.json()['id']}/rebuild").status_code == 200
     assert len(api(lead).get("/api/retractions/").json()["results"]) == 2
     missing = {"kind": "judgement", "key": str(uuid.uuid4()), "why": "x"}
-    assert api(owner).post("/api/retractions/", missing).status_code == 404
+    refused = api(owner).post("/api/retractions/", missing)
+    assert refused.status_code == 404
+    assert "named by its client_id" in refused.json()["message"]
+    said = api(owner).get("/api/judgements/", {"limit": 1}).json()["results"][0]
+    assert User.objects.get(pk=said["annotator_id"]).username == said["annotator"]
 
 
 @settings(
