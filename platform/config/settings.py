@@ -180,7 +180,13 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Laurel",
-    "DESCRIPTION": "Judgements in, better adapters out.",
+    "DESCRIPTION": (
+        "Judgements in, better adapters out. Send “Authorization: Bearer laurel_…”, a token from "
+        "a project's settings; it stands for one project. Lists are pages: go on at `next`. A "
+        "refusal has one sentence in `message`. Chat is at /v1/chat/completions, as the openai "
+        "client speaks it; `model` is an alias such as production, or a version. docs/training.md "
+        "and docs/datasets.md show it from end to end."
+    ),
     "VERSION": "0.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
