@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.access import ProjectAPIView
-from accounts.models import Role, Scope
+from accounts.models import Project, Role, Scope, User
 from accounts.pagination import NewestFirst, paginated
 from accounts.serializers import Body
 from training import schedules as service
@@ -70,19 +70,25 @@ class SchedulesView(ProjectAPIView):
     @extend_schema(request=ScheduleSerializer, responses={201: ScheduleSerializer})
     def post(self, request: Request) -> Response:
         """Make a schedule of rounds."""
-        data = ScheduleSerializer(data=request.data)
-        data.is_valid(raise_exception=True)
-        form = ScheduleForm(
-            _form_data(data.data),
-            project=self.project(),
-            options=data.validated_data.get("options", {}),
-        )
-        if not form.is_valid():
-            raise serializers.ValidationError(
-                {name: [str(one) for one in said] for name, said in form.errors.items()}
-            )
-        made = form.store(self.user)
+        made = _store(request.data, Schedule(), project=self.project(), by=self.user)
         return Response(ScheduleSerializer(made).data, status=201)
+
+
+def _store(body: Any, schedule: Schedule, *, project: Project, by: User) -> Schedule:
+    """Make or change a schedule as a body says."""
+    data = ScheduleSerializer(data=body)
+    data.is_valid(raise_exception=True)
+    form = ScheduleForm(
+        _form_data(data.data),
+        instance=schedule,
+        project=project,
+        options=data.validated_data.get("options", {}),
+    )
+    if not form.is_valid():
+        raise serializers.ValidationError(
+            {name: [str(one) for one in said] for name, said in form.errors.items()}
+        )
+    return form.store(by)
 
 
 def _form_data(data: dict[str, Any]) -> dict[str, Any]:
@@ -105,10 +111,22 @@ class OneScheduleView(ProjectAPIView):
 
 
 class ScheduleView(OneScheduleView):
+    write_scope, write_role = Scope.MANAGE, Role.ADMIN
+
     @extend_schema(responses=ScheduleSerializer)
     def get(self, request: Request, pk: int) -> Response:
         """Fetch one schedule."""
         return Response(ScheduleSerializer(self.schedule(pk)).data)
+
+    @extend_schema(request=ScheduleSerializer(partial=True), responses=ScheduleSerializer)
+    def patch(self, request: Request, pk: int) -> Response:
+        """Change what a schedule does; what is left out stays, “options” are replaced whole."""
+        found = self.schedule(pk)
+        if not isinstance(request.data, dict):
+            raise serializers.ValidationError("Send an object of what changes.")
+        body = {**ScheduleSerializer(found).data, **request.data}
+        made = _store(body, found, project=found.project, by=self.user)
+        return Response(ScheduleSerializer(made).data)
 
 
 class ScheduleActiveView(OneScheduleView):

@@ -220,6 +220,13 @@ def test_admins_make_pause_and_run_schedules(
     address = f"/api/schedules/{made.json()['id']}/"
     assert made.json()["rhythm"] == "the first of each quarter at 03:00 UTC"
     assert api(owner).post("/api/schedules/", body | {"zone": "x"}).status_code == 400
+    assert api(lead).patch(address, {"seed": 5}).status_code == 403
+    misspelt = api(owner).patch(address, {"sede": 5})
+    assert misspelt.json()["message"] == "sede: There is no such field. Did you mean seed?"
+    wrong = api(owner).patch(address, {"arguments": {"betta": 1}})
+    assert wrong.json()["message"].startswith("dpo has no argument 'betta'"), "of no one field"
+    changed = api(owner).patch(address, {"seed": 5}).json()
+    assert changed == made.json() | {"seed": 5}, "the rest stays"
     paused = api(owner).post(f"{address}active", {"active": False}).json()
     assert paused["active"] is False
     assert api(owner).post(f"{address}run").status_code == 201
