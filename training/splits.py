@@ -77,6 +77,11 @@ def heldout_annotators(annotators: Collection[str], share: float) -> frozenset[s
 
     ProductError where that is nobody, or everybody: few people do not part by any share.
     """
+    if len(annotators) == 1:
+        raise ProductError(
+            "One person gave all these judgements, so nobody can be held out beside them. Leave "
+            "the share of held-out annotators at 0."
+        )
     found = frozenset(one for one in annotators if _point(f"heldout annotator:{one}") < share)
     if not found or len(found) == len(annotators):
         number, how = len(annotators), "raise" if not found else "lower"

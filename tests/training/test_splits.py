@@ -47,6 +47,8 @@ def test_a_person_stays_on_their_side_as_people_join() -> None:
     for share, said in ((1e-9, "None of the 2000 .* raise"), (0.999999, "All of the .* lower")):
         with pytest.raises(ProductError, match=said):
             heldout_annotators(people, share)
+    with pytest.raises(ProductError, match="One person gave all"):
+        heldout_annotators(people[:1], 0.5)
 
 
 def test_a_prompt_that_they_judged_is_learnt_from_through_nobody() -> None:
