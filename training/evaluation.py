@@ -32,7 +32,7 @@ Rule = Callable[[str, str], float]
 SIDES = ("challenger", "champion")
 NOTHING_HELD_OUT = (
     "This snapshot holds out no prompts, so there is nothing to compare on. Take one with a "
-    "held-out share above 0."
+    "larger held-out share, or of more prompts."
 )
 DEFAULT_SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
 
