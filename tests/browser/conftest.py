@@ -13,6 +13,7 @@ from django.db import connection
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from accounts.models import User
+from tests.browser.looks import Look
 from tests.conftest import PASSWORD
 from tests.services_plugin import CHROMIUM_NAMES
 
@@ -71,6 +72,13 @@ def open_context(
     # The server's threads are idle now; what they pooled would keep the database from going.
     connection.close_pool()
     assert not complaints
+
+
+@pytest.fixture(params=[(1280, "light"), (360, "dark")], ids=["wide-light", "narrow-dark"])
+def look(request: pytest.FixtureRequest) -> Look:
+    """Return the options of a window: wide and light, then as narrow as a phone and dark."""
+    width, scheme = request.param
+    return {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
 
 
 @pytest.fixture

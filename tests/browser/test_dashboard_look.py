@@ -10,21 +10,19 @@ from playwright.sync_api import Page
 
 from accounts.models import User
 from feedback.models import Campaign
-from tests.browser.test_look import faults, overflow
+from tests.browser.looks import Look, assert_readable
 from tests.feedback.test_dashboard import store, two_weeks
 from tests.feedback.test_quality_pages import name_sources
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (360, "light")])
 def test_it_shows_how_work_goes_on_to_everybody(
     sign_in: Callable[..., Page],
     lead: User,
     annotator: User,
     make_campaign: Callable[..., Campaign],
-    width: int,
-    scheme: str,
+    look: Look,
 ) -> None:
     campaign = make_campaign(items=60, responses=2, judgements_per_item=3, kind="pairwise")
     name_sources(campaign)
@@ -33,8 +31,7 @@ def test_it_shows_how_work_goes_on_to_everybody(
     page = sign_in(
         lead,
         "/p/support/",
-        viewport={"width": width, "height": 740},
-        color_scheme=scheme,
+        **look,
     )
     for what in (
         f"campaigns/{campaign.pk}/dashboard",
@@ -43,5 +40,4 @@ def test_it_shows_how_work_goes_on_to_everybody(
         "leaderboard/?control=both",
     ):
         page.goto(f"/p/support/{what}")
-        assert overflow(page) <= 0, what
-        assert faults(page) == [], what
+        assert_readable(page)

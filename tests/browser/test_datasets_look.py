@@ -10,22 +10,20 @@ from playwright.sync_api import Page
 from accounts.models import Project, User
 from feedback.models import FileImport
 from inference.models import Version
-from tests.browser.test_look import faults, overflow
+from tests.browser.looks import Look, assert_readable
 from tests.training.test_runs import base_version, folder, snapshot  # noqa: F401
 from training.models import Snapshot
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_shows_imports_and_tokens(
     sign_in: Callable[..., Page],
     project: Project,
     lead: User,
     snapshot: Snapshot,  # noqa: F811
     base_version: Version,  # noqa: F811
-    width: int,
-    scheme: str,
+    look: Look,
 ) -> None:
     report = {"rows": 9000, "added": 0, "known": 0, "left_out": {"an answer is empty": 3}}
     report |= {"error_count": 1, "errors": [{"line": 31, "message": "This is not JSON."}]}
@@ -37,8 +35,7 @@ def test_it_shows_imports_and_tokens(
     page = sign_in(
         lead,
         f"/p/{project.slug}/import/",
-        viewport={"width": width, "height": 740},
-        color_scheme=scheme,
+        **look,
     )
     tokens = f"/p/{project.slug}/snapshots/{snapshot.pk}/rendered"
     for address in (
@@ -49,5 +46,4 @@ def test_it_shows_imports_and_tokens(
         f"{tokens}?row=3&max_length=28&max_prompt_length=12",
     ):
         page.goto(address)
-        assert overflow(page) <= 0, address
-        assert faults(page) == [], address
+        assert_readable(page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -11,19 +10,16 @@ from playwright.sync_api import Page, expect
 from accounts.models import User
 from feedback.documents import attach
 from feedback.models import Campaign, Prompt
-from tests.browser.test_look import faults, overflow
+from tests.browser.looks import Look, assert_readable
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_shows_documents_to_everybody(
     sign_in: Callable[..., Page],
     lead: User,
     make_campaign: Callable[..., Campaign],
-    width: int,
-    scheme: str,
-    tmp_path: Path,
+    look: Look,
 ) -> None:
     campaign = make_campaign(items=2, responses=2, kind="pairwise")
     documents = [
@@ -33,9 +29,7 @@ def test_it_shows_documents_to_everybody(
     for prompt in Prompt.objects.all():
         messages = attach(prompt.messages, documents)
         Prompt.objects.filter(pk=prompt.pk).update(messages=messages, documents=documents)
-    page = sign_in(
-        lead, "/p/support/prompts/", viewport={"width": width, "height": 740}, color_scheme=scheme
-    )
+    page = sign_in(lead, "/p/support/prompts/", **look)
     page.get_by_text("Add prompts", exact=True).first.click()
     page.get_by_text("Attach documents").click()
     item = campaign.items.order_by("id")[0]
@@ -44,6 +38,4 @@ def test_it_shows_documents_to_everybody(
             page.goto(f"/p/support/{what if what != 'task' else f'campaigns/{campaign.pk}/task/'}")
             page.get_by_text("2 documents").click()
             expect(page.get_by_text("Never.")).to_be_visible()
-        page.screenshot(path=tmp_path / f"{what.split('/')[0]}.png", full_page=True)
-        assert overflow(page) <= 0, what
-        assert faults(page) == [], what
+        assert_readable(page)

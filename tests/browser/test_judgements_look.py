@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
@@ -11,7 +10,7 @@ from playwright.sync_api import Page
 from accounts.models import User
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Judgement
-from tests.browser.test_look import TEXT, faults, overflow
+from tests.browser.looks import TEXT, Look, assert_readable
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 ASKS = {
@@ -22,15 +21,12 @@ ASKS = {
 }
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_shows_judgements_to_everybody(
     sign_in: Callable[..., Page],
     lead: User,
     annotator: User,
     make_campaign: Callable[..., Campaign],
-    width: int,
-    scheme: str,
-    tmp_path: Path,
+    look: Look,
 ) -> None:
     campaign = make_campaign(responses=3, asks=ASKS, text=TEXT)
     while (task := claim(campaign=campaign, annotator=annotator)) is not None:
@@ -54,12 +50,7 @@ def test_it_shows_judgements_to_everybody(
             ),
         )
     judgement = Judgement.objects.latest("id")
-    page = sign_in(
-        lead, "/p/support/", viewport={"width": width, "height": 740}, color_scheme=scheme
-    )
-    places = ("judgements/", f"judgements/{judgement.client_id}", "skips")
-    for number, place in enumerate(places):
+    page = sign_in(lead, "/p/support/", **look)
+    for place in ("judgements/", f"judgements/{judgement.client_id}", "skips"):
         page.goto(f"/p/support/campaigns/{campaign.pk}/{place}")
-        page.screenshot(path=tmp_path / f"{number}-{width}.png", full_page=True)
-        assert overflow(page) <= 0, place
-        assert faults(page) == [], place
+        assert_readable(page)

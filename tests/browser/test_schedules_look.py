@@ -10,33 +10,28 @@ from playwright.sync_api import Page, expect
 from accounts.models import User
 from feedback.models import Campaign
 from inference.models import Version
-from tests.browser.test_look import faults, overflow
+from tests.browser.looks import Look, assert_readable
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_makes_a_schedule_and_runs_it(
     sign_in: Callable[..., Page],
     make_campaign: Callable[..., Campaign],
     owner: User,
     base_version: Version,
-    width: int,
-    scheme: str,
+    look: Look,
 ) -> None:
     make_campaign(name="Tone")
     page = sign_in(
         owner,
         "/p/support/schedules/",
-        viewport={"width": width, "height": 800},
-        color_scheme=scheme,
+        **look,
     )
-    assert overflow(page) <= 0
-    assert faults(page) == []
+    assert_readable(page)
     page.get_by_label("Name").fill("Every Monday")
     page.get_by_label("Tone").check()
     page.get_by_role("button", name="Make the schedule").click()
     page.get_by_role("button", name="Run now").click()
     expect(page.get_by_role("cell", name="exporting")).to_be_visible()
-    assert overflow(page) <= 0
-    assert faults(page) == []
+    assert_readable(page)

@@ -10,20 +10,18 @@ from playwright.sync_api import Page, expect
 
 from accounts.models import User
 from feedback.models import Campaign, Response
-from tests.browser.test_look import faults, overflow
+from tests.browser.looks import Look, assert_readable
 from tests.training.test_snapshots import judge_all, strict, take_snapshot
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_shows_a_snapshot_with_its_lengths_to_everybody(
     sign_in: Callable[..., Page],
     make_campaign: Callable[..., Campaign],
     annotator: User,
     lead: User,
-    width: int,
-    scheme: str,
+    look: Look,
 ) -> None:
     campaign = make_campaign(items=40, judgements_per_item=1)
     drawn = random.Random(7)
@@ -35,8 +33,7 @@ def test_it_shows_a_snapshot_with_its_lengths_to_everybody(
     judge_all(campaign, annotator, strict)
     snapshot = take_snapshot(campaign.project, campaign)
     address = f"/p/support/snapshots/{snapshot.pk}/"
-    page = sign_in(lead, address, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = sign_in(lead, address, **look)
     expect(page.get_by_role("heading", name="Lengths")).to_be_visible()
     expect(page.get_by_text("a model may learn to write more")).to_be_visible()
-    assert overflow(page) <= 0
-    assert faults(page) == []
+    assert_readable(page)
