@@ -108,6 +108,10 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     showTheme();
+    // Where tabs do not all fit, the one that is open does.
+    for (const tab of document.querySelectorAll(".tabs [aria-current], .filters [aria-current]")) {
+      tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 48;
+    }
     makeScrollable(document);
   });
   let resizing;

@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import Project, User
 from accounts.services import create_project
+from accounts.templatetags.laurel import CAMPAIGN_PAGES
 from feedback import leaderboards, quality
 from feedback.assignment import Answer, claim, submit
 from feedback.models import Campaign, Item, Judgement, Response, Slot
@@ -74,8 +75,17 @@ def test_it_says_that_nothing_was_judged(campaign: Campaign, login: Login, lead:
     client = login(lead)
     assert "Nobody has judged here yet" in client.get(url(PAGES[0], campaign)).content.decode()
     assert "Nothing to compare yet" in client.get(url(PAGES[1], campaign)).content.decode()
-    campaign_page = client.get(url("campaign", campaign)).content.decode()
-    assert url(PAGES[0], campaign) not in campaign_page
+
+
+def test_every_page_of_a_campaign_leads_to_every_other(
+    campaign: Campaign, login: Login, lead: User
+) -> None:
+    client = login(lead)
+    addresses = {label: url(name, campaign) for label, name, _ in CAMPAIGN_PAGES}
+    for label, address in addresses.items():
+        page = client.get(address).content.decode()
+        assert f'<a href="{address}" aria-current="page">{label}</a>' in page
+        assert all(f'<a href="{other}"' in page for other in addresses.values())
 
 
 def test_it_reports_how_two_annotators_judged(

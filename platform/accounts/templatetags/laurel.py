@@ -53,6 +53,20 @@ STATE_KINDS = {
     "bad": {"failed", "revoked", "given up"},
 }
 
+# label, page name, further page names under it
+CAMPAIGN_PAGES: list[tuple[str, str, set[str]]] = [
+    ("Overview", "campaign", {"campaign_state"}),
+    ("Dashboard", "campaign_dashboard", set()),
+    ("Quality", "campaign_quality", set()),
+    ("Judgements", "judgement_list", {"judgement", "skip_list"}),
+    ("Leaderboard", "campaign_leaderboard", set()),
+    ("Items", "campaign_items", {"campaign_item"}),
+    ("Order", "campaign_order", set()),
+    ("Gold and trust", "campaign_checks", {"annotator_pause", "pause_lift"}),
+    ("Code book", "code_book", set()),
+    ("Calibration", "calibrations", {"calibration", "calibration_join"}),
+]
+
 # label, page name, least role, further page names under it
 NAVIGATION = [
     ("Queue", "queue", Role.ANNOTATOR, {"task", "my_progress"}),
@@ -60,12 +74,9 @@ NAVIGATION = [
         "Campaigns",
         "campaigns",
         Role.LEAD,
-        {"campaign", "campaign_new", "campaign_state", "prompts"}
-        | {"campaign_quality", "campaign_leaderboard", "campaign_checks", "campaign_item"}
-        | {"code_book", "calibrations", "calibration", "campaign_dashboard"}
-        | {"project_leaderboard", "campaign_order", "campaign_items"}
-        | {"judgement_list", "judgement", "skip_list", "import", "file_import"}
-        | {"drafts", "drafts_new", "draft", "drafts_review"},
+        {"campaign_new", "prompts", "project_leaderboard", "import", "file_import"}
+        | {"drafts", "drafts_new", "draft", "drafts_review"}
+        | {name for _, page, under in CAMPAIGN_PAGES for name in (page, *under)},
     ),
     (
         "Data",
@@ -126,14 +137,30 @@ def nav_links(context: Context) -> list[Link]:
     membership = context.get("membership")
     if not membership:
         return []
-    match = getattr(context.get("request"), "resolver_match", None)
-    here = match.url_name if match else ""
+    here = _here(context)
     links = [
         Link(label, find_url(name, membership.project.slug), here == name or here in under)
         for label, name, role, under in NAVIGATION
         if membership.may(role)
     ]
     return [link for link in links if link.url]
+
+
+@register.simple_tag(takes_context=True)
+def campaign_links(context: Context, campaign: Any) -> list[Link]:
+    """Return a campaign's pages; thumbs compare nothing, so they have no leaderboard."""
+    here = _here(context)
+    return [
+        Link(label, find_url(name, context["project"].slug, campaign.pk), here in {name, *under})
+        for label, name, under in CAMPAIGN_PAGES
+        if name != "campaign_leaderboard" or campaign.kind != "thumbs"
+    ]
+
+
+def _here(context: Context) -> str:
+    """Return the name of the page that is being shown."""
+    match = getattr(context.get("request"), "resolver_match", None)
+    return (match.url_name or "") if match else ""
 
 
 @register.simple_tag(takes_context=True)
