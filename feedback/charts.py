@@ -24,7 +24,7 @@ from accounts.charts import (
 from feedback import quality
 from feedback.dashboard import Agreed, Dashboard, Stretch, Worked
 from feedback.models import text_digest
-from feedback.own_progress import OwnDay
+from feedback.own_progress import RECENT, OwnDay
 
 # More annotators than this are one bar at the end.
 MOST_NAMED = 11
@@ -90,11 +90,14 @@ def count_chart(bars: Sequence[tuple[date, date, int]], *, title: str, meaning: 
     )
 
 
-def recent_days(days: Sequence[OwnDay]) -> Chart | None:
-    """Return a bar for each day that somebody judged on; None where there was none."""
+def recent_days(days: Sequence[OwnDay], *, today: date) -> Chart | None:
+    """Return a bar for each of the last 30 days; None where nothing was judged on any."""
     if not days:
         return None
-    bars = [(one.day, one.day + timedelta(days=1), one.judged) for one in days]
+    judged = {one.day: one.judged for one in days}
+    # All of them: one day alone would fill the picture.
+    dates = [today - timedelta(days=back) for back in reversed(range(RECENT.days))]
+    bars = [(day, day + timedelta(days=1), judged.get(day, 0)) for day in dates]
     meaning = "Your judgements on each of the last 30 days, as they stand now."
     return count_chart(bars, title="Your last 30 days", meaning=meaning)
 

@@ -8,6 +8,7 @@ from typing import Any
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -31,7 +32,8 @@ def my_progress(request: HttpRequest, slug: str) -> HttpResponse:
     found = own_progress(
         annotator=membership.user, projects=Project.objects.filter(pk=membership.project_id)
     )
-    context = {"progress": found, "chart": charts.recent_days(found.recent)}
+    chart = charts.recent_days(found.recent, today=timezone.now().date())
+    context = {"progress": found, "chart": chart}
     return render(request, "feedback/my_progress.html", context)
 
 
