@@ -32,7 +32,7 @@
 
   // A box that scrolls must be reachable by keyboard.
   function makeScrollable(within) {
-    for (const box of within.querySelectorAll("pre, .table-box, .chart, .prose table, .scrolls")) {
+    for (const box of within.querySelectorAll("pre, .table-box, .chart, .prose table, .scrolls, .task-prompt > .turn")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
       if (scrolls) box.tabIndex = 0;
       else if (box.getAttribute("tabindex") === "0") box.removeAttribute("tabindex");

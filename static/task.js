@@ -395,7 +395,8 @@
       const index = this.cards.findIndex((card) => card.dataset.response === choice.value);
       this.cards.forEach((card, each) => card.classList.toggle("placed", each === index));
       if (index < 0) strength.value = "";
-      this.form.querySelector(".strength").hidden = index < 0;
+      // Always in its place: what comes and goes would move the choices from under the pointer.
+      this.form.querySelector(".strength").disabled = index < 0;
     }
 
     key(key) {
