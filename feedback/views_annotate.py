@@ -134,7 +134,7 @@ def task_undo(request: HttpRequest, slug: str, pk: int) -> HttpResponse:
     try:
         undone = assignment.undo(campaign=campaign, annotator=annotator)
     except ProductError as error:
-        return _refuse(request, campaign, annotator, error)
+        return _refuse(request, campaign, annotator, error, holds=True)
     if not request.htmx:  # type: ignore[attr-defined]
         return redirect("task", slug, pk)
     before = (
@@ -210,9 +210,15 @@ def _next(
 
 
 def _refuse(
-    request: HttpRequest, campaign: Campaign, annotator: User, error: ProductError
+    request: HttpRequest,
+    campaign: Campaign,
+    annotator: User,
+    error: ProductError,
+    *,
+    holds: bool = False,
 ) -> HttpResponse:
-    lost = isinstance(error, Conflict)
+    """Say what was wrong; a conflict means that the task in hand is lost, unless one ``holds``."""
+    lost = isinstance(error, Conflict) and not holds
     if request.htmx:  # type: ignore[attr-defined]
         response = render(
             request,

@@ -5,51 +5,20 @@
 "use strict";
 
 (() => {
-  const DRAFT = "laurel-draft:";
-  const DRAFT_DAYS = 14;
   const RETRY_SECONDS = [1, 2, 4, 8, 15, 30];
+  const SLOW_MS = 1000; // so long, and a page that says nothing seems to be stuck
   const ORDINALS = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th", "9th"];
-  const { isTyping, makeScrollable } = window.laurel;
+  const { isTyping, makeScrollable, post, store } = window.laurel;
   const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
   let task = null; // what is on the page now
   let draftTimer;
+  let slowTimer;
   let busy = false; // a post is under way, or waits to be sent again: keys and clicks do nothing
 
   // ---- the local copy
 
-  const store = {
-    read(key) {
-      try {
-        return JSON.parse(localStorage.getItem(key));
-      } catch {
-        return null;
-      }
-    },
-    write(key, value) {
-      try {
-        localStorage.setItem(key, JSON.stringify(value));
-      } catch {
-        // Storage is off or full: the page itself still holds the text.
-      }
-    },
-    drop(key) {
-      try {
-        localStorage.removeItem(key);
-      } catch {
-        // As above.
-      }
-    },
-    keys() {
-      try {
-        return Object.keys(localStorage).filter((key) => key.startsWith(DRAFT));
-      } catch {
-        return [];
-      }
-    },
-  };
-
-  const draftKey = () => `${DRAFT}${task.user}:${task.clientId}`;
+  const draftKey = () => store.key(task.user, task.clientId);
 
   function saveDraft(pending = false) {
     const fields = [...new FormData(task.form)].filter(([name]) => name !== "csrfmiddlewaretoken");
@@ -69,39 +38,6 @@
     return draft.pending;
   }
 
-  // Judgements that an earlier page could not send: send them now, or say why not.
-  async function sendLeftovers() {
-    if (!task) return;
-    const place = document.getElementById("task-unsent");
-    for (const key of store.keys()) {
-      const draft = store.read(key);
-      const old = !draft || Date.now() - draft.at > DRAFT_DAYS * 86_400_000;
-      if (old) store.drop(key);
-      if (old || !draft.pending || key === draftKey() || !key.startsWith(`${DRAFT}${task.user}:`)) continue;
-      const response = await post(draft.url, [...draft.fields, ["resend", "1"]]).catch(() => null);
-      if (response?.status === 204) {
-        store.drop(key);
-      } else if (response && !response.redirected && response.status >= 400 && response.status < 500 && response.status !== 429) {
-        const reason = response.headers.get("Content-Type")?.startsWith("text/plain") ? await response.text() : "";
-        store.write(key, { ...draft, pending: false });
-        const typed = new Map(draft.fields);
-        const words = ["comment", "correction"].map((name) => typed.get(name)).filter(Boolean).join(" / ");
-        place.hidden = false;
-        place.className = "notice notice-warn";
-        place.textContent = `An earlier judgement could not be stored. ${reason}${words ? ` You wrote: “${words}”` : ""}`;
-      }
-    }
-  }
-
-  function post(url, fields) {
-    const token = document.cookie.match(/(?:^|; )csrftoken=([^;]+)/)?.[1] || "";
-    return fetch(url, {
-      method: "POST",
-      body: new URLSearchParams(fields),
-      headers: { "X-CSRFToken": token || document.querySelector("[name=csrfmiddlewaretoken]")?.value || "" },
-    });
-  }
-
   // ---- what the reader sees and hears
 
   function announce(text) {
@@ -109,7 +45,7 @@
     if (place) place.textContent = text;
   }
 
-  function notice(text, { kind = "bad", retry = false } = {}) {
+  function notice(text, { kind = "bad", retry = false, next = false } = {}) {
     const place = document.getElementById("task-notice");
     place.replaceChildren();
     if (!text) return;
@@ -124,9 +60,14 @@
       again.className = "button button-small";
       again.textContent = "Try now";
       again.addEventListener("click", resend);
-      const wrap = document.createElement("p");
-      wrap.append(again);
-      box.append(wrap);
+      box.append(again);
+    }
+    if (next) {
+      const link = document.createElement("a");
+      link.href = task.form.action;
+      link.className = "button button-small";
+      link.textContent = "Take the next task";
+      box.append(link);
     }
     place.append(box);
   }
@@ -485,6 +426,7 @@
   function open({ arrived = false } = {}) {
     const element = document.getElementById("task");
     clearTimeout(draftTimer);
+    clearTimeout(slowTimer);
     clearTimeout(task?.retryTimer);
     clearInterval(task?.heartbeat);
     task = null;
@@ -551,7 +493,7 @@
     const response = await post(mine.renewUrl, ticket).catch(() => null);
     if (response?.status === 409 && task === mine && !busy) {
       mine.lost = true;
-      notice(`${await response.text()} What you typed stays here until you leave the page.`, { kind: "warn" });
+      notice(`${await response.text()} What you typed stays here until you leave the page.`, { kind: "warn", next: true });
     }
   }
 
@@ -600,6 +542,10 @@
     task.resending = false;
   }
 
+  // It would go out with the next task page; better that nobody leaves without knowing.
+  window.addEventListener("beforeunload", (event) => {
+    if (task?.retries) event.preventDefault();
+  });
   window.addEventListener("online", () => task?.retryTimer && resend());
 
   document.addEventListener("htmx:beforeRequest", (event) => {
@@ -609,6 +555,8 @@
   function setSending(sending) {
     const element = document.getElementById("task");
     element?.setAttribute("aria-busy", String(sending));
+    clearTimeout(slowTimer);
+    if (sending && !task?.retries) slowTimer = setTimeout(() => notice("Still sending …", { kind: "quiet" }), SLOW_MS);
     for (const text of task?.form.querySelectorAll("textarea") || []) text.readOnly = sending;
   }
 
@@ -623,6 +571,7 @@
     }
     if (xhr.status >= 200 && xhr.status < 300) return; // the swap opens the next task
     const unsure = xhr.status === 0 || xhr.status === 429 || xhr.status >= 500;
+    clearTimeout(slowTimer);
     if (unsure && form.id === "task-form" && task) {
       const wait = RETRY_SECONDS[Math.min(task.retries, RETRY_SECONDS.length - 1)];
       task.retries += 1;
@@ -669,6 +618,14 @@
     return Boolean(button);
   }
 
+  // Enter then sends it, as in any form.
+  function pickReason(dialog, number) {
+    const reason = dialog.querySelectorAll("[name=reason]")[number - 1];
+    if (!reason) return;
+    reason.checked = true;
+    reason.focus();
+  }
+
   document.addEventListener("keydown", (event) => {
     const active = document.activeElement;
     if (event.key === "Escape" && drag.hold) return drag.cancel();
@@ -685,8 +642,10 @@
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(active)) return;
-    if (document.querySelector("dialog:popover-open, details.menu[open]")) return;
     const key = plainKey(event);
+    const skipping = document.querySelector("#skip-dialog:popover-open");
+    if (skipping && /^[1-9]$/.test(key)) return pickReason(skipping, Number(key));
+    if (document.querySelector("dialog:popover-open, details.menu[open]")) return;
     if (active?.matches("input[type=radio]") && key.startsWith("Arrow")) return;
     if (busy || event.repeat) {
       // Held down or pressed while loading: never a second judgement by accident.
@@ -722,6 +681,6 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     open();
-    sendLeftovers();
+    window.laurel.sendLeftovers(task && draftKey());
   });
 })();

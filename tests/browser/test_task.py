@@ -164,7 +164,11 @@ def test_it_compares_two_by_keyboard(
     on_task: Callable[..., Page], make_campaign: Callable[..., Campaign]
 ) -> None:
     page = on_task(make_campaign(kind="pairwise", responses=2, items=4))
-    press(page, "1", "ArrowRight", "2", "2", "Control+Enter")
+    tie = page.locator(".segment", has_text="Tie")
+    before = tie.bounding_box()
+    press(page, "1")
+    assert tie.bounding_box() == before
+    press(page, "ArrowRight", "2", "2", "Control+Enter")
     expect(page.locator("#task-progress")).to_have_text("1 of 4 today")
     press(page, "0", "Control+Enter")
     expect(page.locator("#task-progress")).to_have_text("2 of 4 today")
@@ -202,7 +206,10 @@ def test_it_undoes_and_skips_by_keyboard(on_task: Callable[..., Page], campaign:
     press(page, "s", "ArrowDown", "Enter")
     expect(page.locator("#task-progress")).to_have_text("0 of 2 today")
     assert page.locator(".turn").inner_text() != before
-    assert Skip.objects.get().reason == "knowledge"
+    expect(page.locator("#task-title")).to_be_focused()  # keys count from here on
+    press(page, "s", "4", "Enter")
+    expect(page.locator("#task-progress")).to_have_text("0 of 1 today")
+    assert [skip.reason for skip in Skip.objects.order_by("id")] == ["knowledge", "broken"]
 
 
 def test_it_lists_the_shortcuts_and_the_code_book(
@@ -254,6 +261,35 @@ def test_it_sends_again_what_was_lost_on_the_way_and_stores_it_once(
     judgement = Judgement.objects.get()
     assert (places(judgement), judgement.comment) == ([[3], [1], [2], [4]], "kept")
     assert not page.evaluate("Object.keys(localStorage).some(k => k.startsWith('laurel-draft'))")
+
+
+def test_it_says_that_a_slow_answer_is_on_its_way(
+    on_task: Callable[..., Page], campaign: Campaign
+) -> None:
+    page = on_task(campaign)
+    held: list[Route] = []
+    page.route(f"**{task_url(campaign)}", lambda route: held.append(route))
+    press(page, "1", "2", "3", "4", "Control+Enter")
+    expect(page.locator("#task-notice")).to_have_text("Still sending …")
+    held.pop().continue_()
+    expect(page.locator("#task-progress")).to_have_text("1 of 3 today")
+    expect(page.locator("#task-notice")).to_be_hidden()
+
+
+def test_it_sends_from_the_queue_what_could_not_be_sent_before(
+    on_task: Callable[..., Page], campaign: Campaign
+) -> None:
+    page = on_task(campaign)
+    page.route(f"**{task_url(campaign)}", lambda route: route.abort())
+    press(page, "2", "1", "4", "3", "Control+Enter")
+    expect(page.locator("#task-notice")).to_contain_text("Not sent yet")
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.unroute(f"**{task_url(campaign)}")
+    page.get_by_role("link", name="Queue").first.click()
+    expect(page.locator("#unsent")).to_contain_text("is stored now")
+    assert asked == ["beforeunload"]
+    assert places(Judgement.objects.get()) == [[2], [1], [4], [3]]
 
 
 def test_it_keeps_a_draft_over_a_reload(on_task: Callable[..., Page], campaign: Campaign) -> None:
@@ -324,7 +360,7 @@ def test_it_says_what_became_of_an_earlier_judgement_that_never_arrived(
     page.unroute(f"**{task_url(campaign)}")
     Slot.objects.filter(state=Slot.State.LEASED).update(holder=second_annotator, token=2)
     page.goto(task_url(campaign))
-    unsent = page.locator("#task-unsent")
+    unsent = page.locator("#unsent")
     expect(unsent).to_contain_text("An earlier judgement could not be stored.")
     expect(unsent).to_contain_text("went to somebody else")
     expect(unsent).to_contain_text("long thought")
@@ -344,6 +380,8 @@ def test_it_keeps_the_lease_while_somebody_reads(
     assert later.lease_expires_at > held.lease_expires_at
     Slot.objects.filter(pk=held.pk).update(holder=second_annotator, token=2)
     expect(page.locator("#task-notice")).to_contain_text("given to somebody else")
+    page.get_by_role("link", name="Take the next task").click()
+    expect(page.locator("#task-notice")).to_be_hidden()
 
 
 def test_it_does_not_leave_a_comment_behind_unasked(

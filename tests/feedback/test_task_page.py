@@ -326,6 +326,8 @@ def test_it_takes_the_last_judgement_back_with_its_answer(
     assert not Judgement.objects.standing().exists()
     again = visitor.post(url(campaign, "undo/"), headers=HTMX)
     assert again.status_code == 409
+    assert "no judgement of yours" in text(again)
+    assert "Take the next task" not in text(again)  # the one in hand is still held
 
 
 def test_it_renews_the_lease(
