@@ -22,12 +22,12 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from accounts.access import get_membership
 from accounts.errors import Conflict, ProductError
-from accounts.models import Role, User
+from accounts.models import Project, Role, User
 from accounts.pages import whole
 from feedback import assignment, code_books, extras, extras_form, obstacles
 from feedback.letters import STRENGTHS
 from feedback.models import MAX_COMMENT, MAX_CORRECTION, Campaign, Judgement, SkipReason
-from feedback.progress import progress
+from feedback.progress import Progress, progress
 
 LONGEST_SECONDS = 24 * 3600.0
 QUESTIONS = {
@@ -73,22 +73,27 @@ class Ticket:
 def queue(request: HttpRequest, slug: str) -> HttpResponse:
     """List the open campaigns with what is left for this person."""
     membership = get_membership(request, slug)
-    campaigns = list(
-        Campaign.objects.filter(
-            project=membership.project,
-            state__in=[Campaign.State.OPEN, Campaign.State.PAUSED, Campaign.State.GENERATING],
-        )
-    )
-    standing = progress(annotator=membership.user, campaigns=[each.pk for each in campaigns])
-    rows = [(campaign, standing[campaign.pk]) for campaign in campaigns]
-    # What can be worked on first; within that, the newest campaign first, as the model orders.
-    rows.sort(key=lambda row: not (row[0].state == Campaign.State.OPEN and row[1].left))
+    rows = _in_line(membership.project, membership.user)
     context = {
         "rows": rows,
-        "judged_today": sum(each.judged_today for each in standing.values()),
+        "judged_today": sum(standing.judged_today for _, standing in rows),
         "is_lead": membership.may(Role.LEAD),
     }
     return render(request, "feedback/queue.html", context)
+
+
+def _in_line(project: Project, annotator: User) -> list[tuple[Campaign, Progress]]:
+    """Return the project's campaigns with one's standing, what can be worked on first."""
+    states = [Campaign.State.OPEN, Campaign.State.PAUSED, Campaign.State.GENERATING]
+    campaigns = list(Campaign.objects.filter(project=project, state__in=states))
+    standing = progress(annotator=annotator, campaigns=[each.pk for each in campaigns])
+    rows = [(campaign, standing[campaign.pk]) for campaign in campaigns]
+    # Within that, the newest campaign first, as the model orders.
+    return sorted(rows, key=lambda row: not _has_work(*row))
+
+
+def _has_work(campaign: Campaign, standing: Progress) -> bool:
+    return campaign.state == Campaign.State.OPEN and bool(standing.left)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -260,16 +265,29 @@ def _show(
         "task": task,
         "progress": standing,
         "day_total": standing.judged_today + standing.left,
-        "obstacle": None if task else obstacles.obstacle(campaign=campaign, annotator=annotator),
         "undoable": assignment.last_undoable(campaign=campaign, annotator=annotator),
         "skip_reasons": SkipReason.choices,
         "said": said,
         "error": error,
         "kept": kept,
-        **(_task_context(task, campaign, given or {}) if task else {}),
+        **(
+            _task_context(task, campaign, given or {})
+            if task
+            else _idle_context(campaign, annotator)
+        ),
     }
     template = "feedback/_task.html" if request.htmx else "feedback/task.html"  # type: ignore[attr-defined]
     return render(request, template, context, status=status)
+
+
+def _idle_context(campaign: Campaign, annotator: User) -> dict[str, Any]:
+    """Return why there is no task, and the campaign that has one."""
+    rows = _in_line(campaign.project, annotator)
+    others = (each for each, standing in rows if each != campaign and _has_work(each, standing))
+    return {
+        "obstacle": obstacles.obstacle(campaign=campaign, annotator=annotator),
+        "elsewhere": next(others, None),
+    }
 
 
 def _task_context(

@@ -351,6 +351,19 @@ def test_it_ends_with_a_kind_word(
     )
     assert "All done here" in text(answer)
     assert "Undo the last one" in text(answer)
+    assert "Go on with" not in text(answer)
+
+
+def test_it_ends_with_the_campaign_that_has_more(
+    make_campaign: Callable[..., Campaign], annotator: User, login: Callable[[User], Client]
+) -> None:
+    campaign = make_campaign(items=1)
+    make_campaign(name="Brevity")
+    Campaign.objects.filter(pk=make_campaign(name="Closed").pk).update(state="closed")
+    form = ticket(campaign, annotator) | {"reason": "unclear"}
+    answer = login(annotator).post(url(campaign, "skip/"), form, headers=HTMX)
+    assert "All done here" in text(answer)
+    assert "Go on with Brevity" in text(answer)
 
 
 @pytest.mark.parametrize("state", ["paused", "closed", "generating"])
