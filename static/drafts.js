@@ -38,8 +38,6 @@
     openEdit();
   });
 
-  const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
-  for (const key of document.querySelectorAll("[data-submit-key]")) key.textContent = isMac ? "⌘ ⏎" : "Ctrl ⏎";
 
   document.addEventListener("keydown", (event) => {
     const active = document.activeElement;

@@ -30,6 +30,12 @@
     );
   }
 
+  // Apple's keyboards name the key that sends differently.
+  function nameKeys() {
+    if (!/Mac|iPhone|iPad/.test(navigator.platform)) return;
+    for (const key of document.querySelectorAll("[data-submit-key]")) key.textContent = "⌘ ⏎";
+  }
+
   // A box that scrolls must be reachable by keyboard.
   function makeScrollable(within) {
     for (const box of within.querySelectorAll("pre, .table-box, .chart, .prose table, .scrolls, .task-prompt > .turn")) {
@@ -104,10 +110,14 @@
       if (event.detail.parameters.csrfmiddlewaretoken) event.detail.parameters.csrfmiddlewaretoken = token;
     }
   });
-  document.addEventListener("htmx:afterSettle", (event) => makeScrollable(event.target.parentNode || document));
+  document.addEventListener("htmx:afterSettle", (event) => {
+    makeScrollable(event.target.parentNode || document);
+    nameKeys();
+  });
 
   document.addEventListener("DOMContentLoaded", () => {
     showTheme();
+    nameKeys();
     // Where tabs do not all fit, the one that is open does.
     for (const tab of document.querySelectorAll(".tabs [aria-current], .filters [aria-current]")) {
       tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 48;

@@ -9,7 +9,6 @@
   const SLOW_MS = 1000; // so long, and a page that says nothing seems to be stuck
   const ORDINALS = ["1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th", "9th"];
   const { isTyping, makeScrollable, post, store } = window.laurel;
-  const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
   let task = null; // what is on the page now
   let draftTimer;
@@ -431,7 +430,6 @@
     clearInterval(task?.heartbeat);
     task = null;
     busy = false;
-    for (const key of document.querySelectorAll("[data-submit-key]")) key.textContent = isMac ? "⌘ ⏎" : "Ctrl ⏎";
     if (element && "slot" in element.dataset) {
       const { kind, slot, token, clientId, user, leaseSeconds, renewUrl } = element.dataset;
       const form = element.querySelector("#task-form");
