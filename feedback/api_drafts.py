@@ -157,10 +157,8 @@ class DraftRequestsView(LeadView):
     @extend_schema(responses=DraftRequestSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List the orders, newest first."""
-        rows = DraftRequest.objects.filter(project__in=self.projects())
-        return paginated(
-            rows.select_related("version", "by"), DraftRequestSerializer, request, self
-        )
+        rows = _orders().filter(project__in=self.projects())
+        return paginated(rows, DraftRequestSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: DraftRequestSerializer})
     def post(self, request: Request) -> Response:

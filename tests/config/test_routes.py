@@ -447,7 +447,7 @@ def test_the_walk_asks_for_what_is_there(world: World) -> None:
     """Every refusal above could be that of a wrong id: an admin is refused none of them."""
     client, wrong = signed_in(world.owner), []
     for route in world.routes():
-        if not route.names_an_object or route.pattern in NEEDS_A_FORM:
+        if route.pattern in NEEDS_A_FORM | PUBLIC or route.pattern.startswith("v1/"):
             continue
         answers = {}
         for method in ("GET", "POST", "PATCH", "DELETE"):
