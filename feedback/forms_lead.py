@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django import forms
@@ -10,6 +9,7 @@ from django.db.models import Count, F, Func, QuerySet
 
 from accounts.errors import ProductError
 from accounts.models import Project
+from accounts.parsing import Unreadable, read_json
 from feedback.dealing import ORDER_MEANING
 from feedback.models import MAX_RESPONSES, Campaign, Prompt
 from feedback.models_drafts import Draft
@@ -45,15 +45,15 @@ def parse_prompts(text: str) -> tuple[list[list[dict[str, str]]], list[str]]:
             prompts.append(check_messages(_value(line.strip())))
         except ProductError as error:
             errors.append(f"Line {number}: {error.message}")
-        except ValueError as error:
-            errors.append(f"Line {number} begins like JSON but is not: {error}.")
+        except Unreadable as error:
+            errors.append(f"Line {number} begins like JSON but is not. {error}")
     return prompts, errors
 
 
 def _value(line: str) -> Any:
     if line[0] not in "[{":
         return line
-    value = json.loads(line)
+    value = read_json(line.encode())
     if isinstance(value, dict):
         return value.get("messages", value.get("prompt", value))
     return value

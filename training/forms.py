@@ -11,6 +11,7 @@ from django.conf import settings
 from django.http import QueryDict
 
 from accounts.models import Project
+from accounts.parsing import Unreadable, read_json
 from feedback.models import Campaign
 from inference.models import Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
@@ -304,13 +305,7 @@ class ArgumentsForm(forms.Form):
         text = self.cleaned_data["as_json"].strip()
         if not text:
             return {}
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise forms.ValidationError(f"This is not JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise forms.ValidationError('This must be an object, such as {"beta": 0.1}.')
-        return value
+        return _object(text, '{"beta": 0.1}')
 
     def arguments(self) -> dict[str, Any]:
         """Return what was given, as ``start_run`` takes it."""
@@ -331,8 +326,8 @@ def take_proposal(data: QueryDict) -> None:
     A change also leaves the JSON box, where its old value would win.
     """
     try:
-        changes = json.loads(str(data["take"]))
-        written = json.loads(str(data.get("a-as_json") or "{}"))
+        changes = read_json(str(data["take"]).encode())
+        written = read_json(str(data.get("a-as_json") or "{}").encode())
     except ValueError:
         return
     if not isinstance(changes, dict) or not isinstance(written, dict):
@@ -368,17 +363,25 @@ def _help(row: dict[str, Any]) -> str:
     return f"{row['meaning']}{source}"
 
 
-class ObjectField(forms.JSONField):
+class ObjectField(forms.CharField):
     """A JSON object; left empty it is an empty one."""
 
-    def prepare_value(self, value: Any) -> Any:
-        return "" if value is None else super().prepare_value(value)
+    widget = forms.Textarea
 
     def clean(self, value: Any) -> dict[str, Any]:
-        found = super().clean(value) or {}
-        if not isinstance(found, dict):
-            raise forms.ValidationError('This must be an object, such as {"beta": [0.1, 0.3]}.')
-        return found
+        text = super().clean(value)
+        return _object(text, '{"beta": [0.1, 0.3]}') if text else {}
+
+
+def _object(text: str, like: str) -> dict[str, Any]:
+    """Return the JSON object that somebody typed, fit to be kept."""
+    try:
+        value = read_json(text.encode())
+    except Unreadable as error:
+        raise forms.ValidationError(str(error)) from error
+    if not isinstance(value, dict):
+        raise forms.ValidationError(f"This must be an object, such as {like}.")
+    return value
 
 
 class RoundForm(forms.Form):

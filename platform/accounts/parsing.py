@@ -33,11 +33,11 @@ def read_json(body: bytes) -> Any:
             body.decode(), parse_constant=_no_number, parse_float=_finite, parse_int=_whole
         )
     except UnicodeDecodeError:
-        raise Unreadable("The body is not UTF-8 text. Send JSON in UTF-8.") from None
+        raise Unreadable("This is not UTF-8 text. Send JSON in UTF-8.") from None
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
-        raise Unreadable(f"The body is not JSON: {error}.") from None
+        raise Unreadable(f"This is not JSON: {error}.") from None
     if body.count(b"[") + body.count(b"{") > MOST_NESTED or any(one in body for one in _SUSPECT):
         _check(value)
     return value

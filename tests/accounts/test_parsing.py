@@ -120,6 +120,18 @@ def test_a_bad_address_is_never_the_servers_fault(
             assert answer.status_code in (200, 400, 404), (path, answer.content)
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, '{"beta": [1e999]}', '{"a": "\\u0000"}', "[1]"])
+def test_json_in_a_form_is_read_as_strictly(
+    text: str, project: Project, owner: User, login: Callable[[User], Client]
+) -> None:
+    client = login(owner)
+    sent = client.post(reverse("round_new", args=[project.slug]), {"grid": text})
+    assert sent.status_code == 400
+    assert sent.context["form"].errors["grid"]
+    prompts = client.post(reverse("prompts", args=[project.slug]), {"prompts": text + "\nHi?"})
+    assert (prompts.status_code, Prompt.objects.count()) == (400, 0)
+
+
 @pytest.mark.parametrize("number", ["²", "٣", "9" * 19, "9" * 5000, "-", "--5", "1 2", "½"])
 def test_a_page_reads_only_whole_numbers(
     number: str, campaign: Campaign, project: Project, owner: User, login: Callable[[User], Client]
