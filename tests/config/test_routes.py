@@ -334,13 +334,13 @@ def stored() -> dict[str, int]:
     }
 
 
-def signed_in(user: User) -> Client:
+def signed_in(user: User) -> APIClient:
     client = APIClient(raise_request_exception=False)
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     return client
 
 
-def with_token(project: Project, user: User, *scopes: Scope) -> Client:
+def with_token(project: Project, user: User, *scopes: Scope) -> APIClient:
     _, text = create_token(project=project, user=user, name="walk", scopes=list(scopes or Scope))
     client = APIClient(raise_request_exception=False)
     client.credentials(HTTP_AUTHORIZATION=f"Bearer {text}")
@@ -393,6 +393,116 @@ def test_somebody_of_another_project_meets_nothing(
             if not fine or SECRET in answer.text:
                 wrong.append(complaint(method, route, answer))
     assert not wrong, "\n".join(wrong)
+    assert stored() == before
+
+
+@pytest.fixture
+def elsewhere(
+    stranger: User, base: BaseModel, make_campaign: Callable[..., Campaign]
+) -> dict[str, Any]:
+    """Return what the stranger's own project has, to mix with what it has not."""
+    project = Project.objects.get(memberships__user=stranger)
+    version = adopt_base(project=project, base=base, by=stranger)
+    campaign = make_campaign(of=project, name="Own")
+    judge_all(campaign, stranger, strict)
+    item = campaign.items.first()
+    assert item is not None
+    return {
+        "slug": project.slug,
+        "version": version.pk,
+        "campaign": campaign.pk,
+        "item": item.pk,
+        "prompt": item.prompt_id,
+        "snapshot": take_snapshot(project, campaign).pk,
+    }
+
+
+def test_an_id_of_one_project_opens_nothing_in_the_address_of_another(
+    world: World, stranger: User, elsewhere: dict[str, Any]
+) -> None:
+    client, before, wrong = signed_in(stranger), stored(), []
+    for route in world.routes():
+        if route.pattern.count("<") < 2 or not route.pattern.startswith("p/"):
+            continue
+        for method in route.methods:
+            path = route.path.replace("/p/zebra/", f"/p/{elsewhere['slug']}/")
+            answer = ask(client, method, path)
+            if answer.status not in (404, 405) or SECRET in answer.text:
+                wrong.append(complaint(method, route, answer))
+    assert not wrong, "\n".join(wrong)
+    assert stored() == before
+
+
+def test_an_id_of_one_project_opens_nothing_in_the_body_of_another(
+    world: World, stranger: User, elsewhere: dict[str, Any]
+) -> None:
+    own, theirs = elsewhere, world.things
+    campaign, item = f"/api/campaigns/{own['campaign']}", f"/api/items/{own['item']}"
+    made = {"name": "x", "kind": "ranking", "prompts": [own["prompt"]]}
+    run = {"snapshot": own["snapshot"], "start_version": own["version"]}
+    against = {"challenger": own["version"], "champion": own["version"], **run}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/api/snapshots/", {"campaigns": [theirs["campaigns/pk"]]}),
+        ("/api/campaigns/", made | {"sources": [{"version": theirs["versions/pk"]}]}),
+        (
+            "/api/campaigns/",
+            made | {"sources": [{"version": own["version"]}], "prompts": [theirs["prompts/pk"]]},
+        ),
+        (f"{campaign}/completions", {"completions": [str(theirs["completions/pk"])]}),
+        (f"{campaign}/drafts", {"drafts": [theirs["drafts/pk"]]}),
+        (
+            f"{campaign}/calibrations",
+            {"name": "x", "items": [theirs["items/pk"]], "members": ["sven", "zack"]},
+        ),
+        (
+            f"{campaign}/calibrations",
+            {"name": "x", "items": [own["item"]], "members": ["sven", "zack"]},
+        ),
+        (f"{campaign}/pauses", {"annotator": "zack", "why": "x"}),
+        (f"{item}/assign", {"annotators": ["zack", "zita"]}),
+        ("/api/schedules/", {"name": "x", "campaigns": [theirs["campaigns/pk"]]}),
+        ("/api/draft-requests/", {"kind": "prompt", "version": theirs["versions/pk"], "wanted": 1}),
+        (
+            "/api/draft-requests/",
+            {
+                "kind": "prompt",
+                "version": own["version"],
+                "wanted": 1,
+                "prompts": [theirs["prompts/pk"]],
+            },
+        ),
+        *(
+            ("/api/retractions/", {"kind": kind, "key": str(theirs[f"{name}/pk"]), "why": "x"})
+            for kind, name in (
+                ("prompt", "prompts"),
+                ("judgement", "judgements"),
+                ("annotator", "annotators"),
+            )
+        ),
+        *(
+            (path, run | {mixed: theirs[f"{name}/pk"]})
+            for path in ("/api/runs/", "/api/runs/preflight", "/api/rounds/")
+            for mixed, name in (("snapshot", "snapshots"), ("start_version", "versions"))
+        ),
+        *(
+            ("/api/evaluations/", against | {mixed: theirs[f"{name}/pk"]})
+            for mixed, name in (
+                ("snapshot", "snapshots"),
+                ("champion", "versions"),
+                ("challenger", "versions"),
+                ("reward_version", "versions"),
+            )
+        ),
+        (
+            "/api/judgements/",
+            {"slot": theirs["slots/pk"], "token": 1, "client_id": str(uuid.uuid4()), "thumb": 1},
+        ),
+    ]
+    client, before = signed_in(stranger), stored()
+    for path, body in asked:
+        answer = client.post(path, body, format="json")
+        assert answer.status_code in (400, 404), (path, body, answer.content)
+        assert SECRET not in answer.content.decode()
     assert stored() == before
 
 
