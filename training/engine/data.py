@@ -6,8 +6,10 @@ No torch in here: token ids are plain integers.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from training.engine.errors import RunError
 
 Message = dict[str, str]
 DIVERGENCE_PROMPTS = 16  # two passes over all of a large held-out part would double its cost
+# What templates write for today: a run that is resumed tomorrow reads the same tokens, and finds
+# its stored references.
+DAY = datetime.date(2026, 1, 1)
+CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -193,8 +199,9 @@ class _Group:
 class Encoder:
     """Messages to tokens by the tokenizer's chat template.
 
-    A response's tokens are encoded on their own, behind exactly the prompt tokens that the model
-    is given when it answers; nothing is kept after its end-of-turn token.
+    A response's tokens stand behind exactly the prompt tokens that the model is given when it
+    answers. They end with what ends a turn, as generation does: what the template writes after that
+    is left out, and where it writes nothing of the kind the end-of-text token is added.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int, max_prompt_length: int) -> None:
@@ -204,13 +211,34 @@ class Encoder:
                 "or add a chat_template.jinja to its folder."
             )
         self.tokenizer = tokenizer
+        self.template = _without_clock(tokenizer.get_chat_template())
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
+        added = tokenizer.added_tokens_decoder.values()
+        ends = {str(one) for one in added if one.special} | {tokenizer.eos_token or ""}
+        self.ends = tuple(ends - {""})
+        # SentencePiece writes a space before whatever it is given, so it must see an answer in its
+        # place; elsewhere the answer alone is quicker.
+        self.in_place = self._tokens("a\nb") != self._tokens("a\n") + self._tokens("b")
 
     def prompt(self, messages: list[Message]) -> tuple[tuple[int, ...], bool]:
         """Return the tokens up to where the answer begins, and whether the beginning was cut."""
         tokens = self._tokens(self._text(messages, answering=True))
-        return tokens[-self.max_prompt_length :], len(tokens) > self.max_prompt_length
+        if not tokens:
+            raise RunError("The base's chat template writes nothing in front of an answer.")
+        if len(tokens) <= self.max_prompt_length:
+            return tokens, False
+        opening = self.opening(tokens)
+        kept = self.max_prompt_length - opening
+        return tokens[:opening] + tokens[-kept:], True
+
+    def opening(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens stay when the beginning is cut: the mark of the text's begin.
+
+        Models rest their attention on it, and are lost without.
+        """
+        first = self.tokenizer.bos_token_id
+        return int(first is not None and tokens[:1] == (first,))
 
     def response(
         self, prompt: list[Message], response: list[Message], prompt_length: int
@@ -223,18 +251,39 @@ class Encoder:
                 "The chat template writes a prompt differently once it is answered, so the answer "
                 "cannot be told from the prompt: use a base with a plainer template."
             )
-        tokens = self._tokens(whole[len(before) :])
-        end = self.tokenizer.eos_token_id
-        if end in tokens:
-            tokens = tokens[: len(tokens) - tokens[::-1].index(end)]
+        tokens = self._ended(before, whole[len(before) :])
         room = self.max_length - prompt_length
         return tokens[:room], len(tokens) > room
+
+    def _ended(self, before: str, answer: str) -> tuple[int, ...]:
+        """Return the tokens of an answer behind a prompt's text, up to the end of its turn."""
+        bare, end = answer.rstrip(), self.tokenizer.eos_token_id
+        if bare.endswith(self.ends):
+            tokens = self._behind(before, bare)
+        else:
+            tokens = self._behind(before, answer)
+        if end in tokens:
+            return tokens[: len(tokens) - tokens[::-1].index(end)]
+        if end is None or bare.endswith(self.ends):
+            return tokens
+        return (*self._behind(before, bare), end)
+
+    def _behind(self, before: str, answer: str) -> tuple[int, ...]:
+        if self.in_place:
+            asked, both = self._tokens(before), self._tokens(before + answer)
+            # Where a token reaches over the border generation cannot follow: it begins anew there.
+            if both[: len(asked)] == asked:
+                return both[len(asked) :]
+        return self._tokens(answer)
 
     def _text(self, messages: list[Message], *, answering: bool) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=answering
+                    messages,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=answering,
                 )
             )
         except Exception as error:  # a template may raise anything
@@ -253,6 +302,11 @@ def divergence_trees(heldout: Sequence[Tree]) -> list[Tree]:
         Tree(tree.prompt, (tree.responses[place % len(tree.responses)],), ())
         for place, tree in enumerate(heldout[:DIVERGENCE_PROMPTS])
     ]
+
+
+def _without_clock(template: str) -> str:
+    """Return a chat template that writes DAY where it would write today."""
+    return CLOCK.sub(lambda found: repr(DAY.strftime(found[2])), template)
 
 
 def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:

@@ -95,9 +95,10 @@ def render_row(
     messages: list[Message] = row["prompt"]
     tokens, _ = kept.prompt(messages)
     every, _ = whole.prompt(messages)
+    opening = kept.opening(every)
     prompt = Part(
         pieces=_pieces(tokenizer, tokens),
-        cut=_pieces(tokenizer, every[: len(every) - len(tokens)]),
+        cut=_pieces(tokenizer, every[opening : len(every) - len(tokens) + opening]),
     )
     found: dict[str, tuple[int, ...]] = {}
     parts: dict[str, Part] = {}
