@@ -111,7 +111,7 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
     disable_dropout(model)
     if head == "score":
-        model.config.pad_token_id = model.config.pad_token_id or 0
+        settle_padding(model.config)
     return model if on_host or "quantization_config" in options else model.to(device)
 
 
@@ -133,13 +133,28 @@ def _with_attention(
     )
 
 
+def settle_padding(config: Any) -> None:
+    """Name a pad that ends no answer: transformers reads the score off the last token but pads.
+
+    With pad = eos it would be read before the end of the turn, where it was never trained.
+    """
+    text = config.get_text_config()
+    named = text.eos_token_id
+    ends = {*named} if isinstance(named, list) else {named}
+    for pad in (text.pad_token_id, text.bos_token_id, *range(len(ends) + 1)):
+        if pad is not None and pad not in ends:
+            text.pad_token_id = pad
+            return
+
+
 def disable_dropout(model: torch.nn.Module) -> None:
     """Turn the base's own dropout off, or policy and reference differ before the first step."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:  # OPT's dropout and layerdrop, …
+                setattr(module, name, 0.0)
 
 
 def add_adapter(

@@ -7,6 +7,7 @@ tree's mask, and to compare. TRL 1.16 weighs every pair alike, so pairs go in gr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -196,7 +197,11 @@ def _trainer(
     else:
         kinds = trl.SFTConfig, trl.SFTTrainer
         rows = [{"prompt": "a", "completion": " b"}] * 2
-    if not tokenizer.pad_token:
+    tokenizer = copy.deepcopy(tokenizer)  # the run's own is saved as it came
+    if method == "reward":  # TRL gives the model this pad, by which it finds the end of the text
+        pad = model.config.get_text_config().pad_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    elif not tokenizer.pad_token:
         tokenizer.pad_token = tokenizer.eos_token
     config = kinds[0](
         output_dir=str(folder),

@@ -23,7 +23,8 @@ from training.engine.arguments import ArgumentError, parse_arguments
 from training.engine.data import Pair, Tree, Votes
 from training.engine.methods import METHODS, Scores
 from training.engine.policy import Policy
-from training.engine.tree import build_pack, sum_by_response
+from training.engine.train import strangers_of
+from training.engine.tree import Pack, build_pack, sum_by_response
 
 MakeRun = Callable[..., Path]
 
@@ -119,6 +120,7 @@ def test_a_wrong_tree_is_noticed_and_trl_takes_over(
         ("orpo", {}, "experimental"),
         ("simpo", {}, "experimental"),
         ("dpo", {"ties": "rao-kupper"}, "knows no ties"),
+        ("dpo", {"label_smoothing": 0.1}, "drops label_smoothing"),
     ],
 )
 def test_it_says_what_trl_cannot_do(method: str, arguments: dict[str, Any], words: str) -> None:
@@ -139,7 +141,7 @@ def trees() -> list[Tree]:
     ]
 
 
-@pytest.mark.parametrize("method", ["reward", "orpo"])
+@pytest.mark.parametrize("method", ["reward", "orpo", "simpo"])
 def test_the_gradient_is_that_of_trl(method: str, tokenizer: Any, tmp_path: Path) -> None:
     """ORPO's likelihood term is over the response alone here: the rest of TRL's is compared."""
     from datasets import Dataset
@@ -156,13 +158,21 @@ def test_the_gradient_is_that_of_trl(method: str, tokenizer: Any, tmp_path: Path
         config = AutoConfig.for_model("llama", **SIZES)
         config.num_labels = 1
         base = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        extra: dict[str, Any] = {}
-    else:
+        extra: dict[str, Any] = {"centring": 0.02}
+        settings: dict[str, Any] = {"center_rewards_coefficient": 0.02}
+    elif method == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
         kinds = ORPOConfig, ORPOTrainer
         base = tiny_model("llama")
-        extra = {"beta": 0.3}
+        settings = extra = {"beta": 0.3}
+    else:
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        kinds = CPOConfig, CPOTrainer
+        base = tiny_model("llama")
+        extra = {"beta": 1.5, "gamma": 0.7}
+        settings = {"beta": 1.5, "simpo_gamma": 0.7, "loss_type": "simpo", "cpo_alpha": 0.0}
     trainer = kinds[1](
         model=base,
         args=kinds[0](
@@ -172,7 +182,7 @@ def test_the_gradient_is_that_of_trl(method: str, tokenizer: Any, tmp_path: Path
             bf16=False,
             gradient_checkpointing=False,
             report_to=[],
-            **extra,
+            **settings,
         ),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2),
         processing_class=tokenizer,
@@ -208,9 +218,9 @@ def test_the_gradient_is_that_of_trl(method: str, tokenizer: Any, tmp_path: Path
         )
     batch = trainer.data_collator(features)
     theirs = (
-        trainer.compute_loss(model, batch)
-        if method == "reward"
-        else orpo_on_responses(trainer, batch)
+        orpo_on_responses(trainer, batch)
+        if method == "orpo"
+        else trainer.compute_loss(model, batch)
     )
     expected = gradient(model, theirs)
     pack, ours = build_pack(trees()), METHODS[method]
@@ -220,6 +230,70 @@ def test_the_gradient_is_that_of_trl(method: str, tokenizer: Any, tmp_path: Path
     else:
         scores = Scores(pack, sum_by_response(pack, policy.token_logps(pack)))
     loss = ours.loss(scores, parse_arguments(method, extra)) / 2
+    found = gradient(model, loss)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert float((found - expected).norm() / expected.norm()) <= 1e-5
+
+
+def test_kto_is_that_of_trl(tokenizer: Any, tmp_path: Path) -> None:
+    """Its distance from the reference, its two weights, and the mean over all votes."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import KTOConfig, KTOTrainer
+
+    given = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5}
+    trainer = KTOTrainer(
+        model=tiny_model("llama"),
+        args=KTOConfig(
+            output_dir=str(tmp_path),
+            max_length=None,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            **given,
+        ),
+        train_dataset=Dataset.from_list(
+            [{"prompt": "a", "completion": " b", "label": label} for label in (True, False)]
+        ),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    model = trainer.model
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    model.eval()
+    every, others = trees(), strangers_of(trees())
+    features = [
+        {
+            "prompt_ids": list(tree.prompt),
+            "completion_ids": list(response),
+            "KL_completion_ids": list(other.responses[0]),
+            "label": bool(vote.good),
+        }
+        for tree, other in zip(every, others, strict=True)
+        for response, vote in zip(tree.responses, tree.votes, strict=True)
+    ]
+    theirs = trainer.compute_loss(model, trainer.data_collator(features))
+    expected = gradient(model, theirs)
+    policy, method = Policy(model, head="lm"), METHODS["kto"]
+
+    def both(pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), model.disable_adapter():
+            reference = sum_by_response(pack, policy.token_logps(pack))
+        return sum_by_response(pack, policy.token_logps(pack)), reference
+
+    with torch.no_grad():
+        logps, reference = both(build_pack(others))
+        baseline = (logps - reference).mean().clamp(min=0)
+    assert baseline > 0, "or the test shows nothing of it"
+    pack = build_pack(every)
+    logps, reference = both(pack)
+    scores = Scores(pack, logps, reference, baseline=baseline)
+    loss = method.loss(scores, parse_arguments("kto", given)) / sum(map(method.weight, every))
     found = gradient(model, loss)
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert float((found - expected).norm() / expected.norm()) <= 1e-5
