@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +22,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from training.engine.adapters import load_adapter
 from training.engine.arguments import Arguments
 from training.engine.attention import PIECEWISE
 from training.engine.errors import RunError
@@ -168,12 +169,7 @@ def add_adapter(
     if parent is None and arguments.tuning == "full":
         return model
     if parent is not None:
-        try:
-            adapted = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RunError(
-                f"The parent adapter {parent.path} does not fit this base: {error}."
-            ) from error
+        adapted = load_adapter(model, parent.path, head=head, trainable=True)
     else:
         adapted = _fresh_adapter(model, arguments, head=head)
     if head == "score":

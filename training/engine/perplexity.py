@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
+from training.engine.adapters import load_adapter
 from training.engine.data import Tree
 from training.engine.errors import RunError
 from training.engine.general import read_general
@@ -48,7 +48,7 @@ def measure_perplexity(run: Run, path: Path | None = None) -> dict[str, float]:
     else:
         if not run.adapter.is_dir():
             raise RunError(f"{run.adapter} does not exist: train the run first.")
-        trained = PeftModel.from_pretrained(base, run.adapter).eval()
+        trained = load_adapter(base, run.adapter, head="lm").eval()
         with without_adapter(trained, off=True):
             before = perplexity(Policy(trained, head="lm"), tokens)
     after = perplexity(Policy(trained, head="lm"), tokens)

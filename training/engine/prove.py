@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training.engine.adapters import load_adapter
 from training.engine.errors import NOT_PROVED, RunError
 from training.engine.models import DTYPES, keep_score_in_fp32, load_base, pick_device
 from training.engine.policy import Policy
@@ -61,21 +61,27 @@ def prove(run: Run) -> dict[str, Any]:
     weights are reloaded as they are. Differences are relative to the largest logit.
     """
     (run.directory / "proof.json").unlink(missing_ok=True)  # an older one proves nothing
+    probed = _read_probe(run)
     try:
-        proof = _prove(run)
-    except (KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        proof = _prove(run, *probed)
+    except RunError as error:
+        proof = {"passed": False, "reason": error.reason}
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         proof = {"passed": False, "reason": f"It cannot be loaded: {error!r}"}
     write_json(run.directory / "proof.json", proof)
     return proof
 
 
-def _prove(run: Run) -> dict[str, Any]:
+def _read_probe(run: Run) -> tuple[dict[str, str], Tensor, Tensor]:
+    """Return the probe's settings, its text's tokens, and what the trained model said of them."""
     try:
         with safe_open(run.probe, framework="pt") as file:
-            settings = file.metadata()
-            ids, expected = file.get_tensor("input_ids"), file.get_tensor("logits")
+            return file.metadata(), file.get_tensor("input_ids"), file.get_tensor("logits")
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run.probe} cannot be read: train the run first.") from error
+
+
+def _prove(run: Run, settings: dict[str, str], ids: Tensor, expected: Tensor) -> dict[str, Any]:
     head, precision, tuning = settings["head"], settings["precision"], settings["tuning"]
     device = torch.device("cpu") if settings.get("device") == "cpu" else pick_device()
     threads = Threads()
@@ -85,7 +91,7 @@ def _prove(run: Run) -> dict[str, Any]:
         torch.manual_seed(int.from_bytes(run.probe.name.encode(), "little") % 2**31)
         source = run.model if run.full else run.base.path
         base = load_base(source, head=head, tuning=tuning, dtype=dtype, device=device)
-        model = base.eval() if run.full else PeftModel.from_pretrained(base, run.adapter).eval()
+        model = base.eval() if run.full else load_adapter(base, run.adapter, head=head).eval()
         if head == "score":
             keep_score_in_fp32(model)
         threads.adapt()

@@ -16,8 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
-from peft import PeftModel
 
+from training.engine.adapters import load_adapter
 from training.engine.data import Encoder, Tree
 from training.engine.errors import BAD_INPUT, RunError
 from training.engine.models import keep_score_in_fp32, load_base, load_tokenizer, pick_device
@@ -37,7 +37,7 @@ def score(job: dict[str, Any]) -> list[float]:
         load_tokenizer(base), max_length=MAX_LENGTH, max_prompt_length=MAX_PROMPT_LENGTH
     )
     model = load_base(base, head="score", tuning="lora", dtype=torch.float32, device=pick_device())
-    adapted = PeftModel.from_pretrained(model, job["adapter"]).eval()
+    adapted = load_adapter(model, Path(job["adapter"]), head="score").eval()
     keep_score_in_fp32(adapted)
     policy, threads = Policy(adapted, head="score"), Threads()
     trees = []
