@@ -64,6 +64,11 @@ class Tree:
     def weight(self) -> float:
         return sum(pair.weight for pair in self.pairs)
 
+    @property
+    def ordered(self) -> bool:
+        """Say whether anybody put two of its responses in an order; ties do not."""
+        return any(pair.weight > 0 and not pair.tie for pair in self.pairs)
+
 
 @dataclass
 class RowCounts:
@@ -312,8 +317,8 @@ def _without_clock(template: str) -> str:
 def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:
     """Cut a tree that is over the token budget into trees that share its prompt.
 
-    Pairs keep their order; a pair that is over the budget alone stays whole. Votes cannot be
-    shared out over parts, so a tree without pairs stays whole too.
+    Pairs keep their order; a pair that is over the budget alone stays whole. Votes are left behind:
+    for what learns from them there is ``split_votes``.
     """
     if tree.tokens <= budget or not tree.pairs:
         yield tree
@@ -325,6 +330,37 @@ def split_tree(tree: Tree, budget: int) -> Iterator[Tree]:
             part = []
         part.append(pair)
     yield _part(tree, part)
+
+
+def split_votes(tree: Tree, budget: int, taught: Sequence[bool]) -> Iterator[Tree]:
+    """Cut a tree that is over the token budget by its responses, each with its own votes.
+
+    Only responses that are taught are kept, so a part teaches what it taught in the whole tree. One
+    that is over the budget alone stays whole.
+    """
+    if tree.tokens <= budget:
+        yield tree
+        return
+    places: list[int] = []
+    size = len(tree.prompt)
+    for place in (place for place, one in enumerate(taught) if one):
+        length = len(tree.responses[place])
+        if places and size + length > budget:
+            yield _of_responses(tree, places)
+            places, size = [], len(tree.prompt)
+        places.append(place)
+        size += length
+    if places:
+        yield _of_responses(tree, places)
+
+
+def _of_responses(tree: Tree, places: Sequence[int]) -> Tree:
+    return Tree(
+        tree.prompt,
+        tuple(tree.responses[place] for place in places),
+        (),
+        tuple(tree.votes[place] for place in places),
+    )
 
 
 def _part(tree: Tree, pairs: list[Pair]) -> Tree:

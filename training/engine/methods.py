@@ -6,6 +6,7 @@ the whole batch, so packing and accumulation never change the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,10 @@ class Scores:
         return self.logps / self.pack.lengths
 
 
+def every_response(tree: Tree) -> list[bool]:
+    return [True] * len(tree.responses)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to learn from trees. `arguments` is always of the method's own dataclass."""
@@ -57,8 +62,9 @@ class Method:
     weight: Callable[[Tree], float]  # what a tree adds to the divisor
     reference: bool = False
     head: str = "lm"
-    single: bool = False  # also learns from a response that was judged alone
+    single: bool = False  # learns from votes, so also from a response that was judged alone
     baseline: bool = False
+    taught: Callable[[Tree], list[bool]] = every_response  # which responses votes teach
 
 
 def pair_weight(tree: Tree) -> float:
@@ -181,7 +187,7 @@ METHODS: dict[str, Method] = {
     "orpo": Method(orpo_rewards, orpo_loss, pair_weight),
     "simpo": Method(simpo_rewards, simpo_loss, pair_weight),
     "kto": Method(kto_rewards, kto_loss, vote_weight, reference=True, single=True, baseline=True),
-    "sft": Method(sft_rewards, sft_loss, sft_weight, single=True),
+    "sft": Method(sft_rewards, sft_loss, sft_weight, single=True, taught=best_responses),
     "reward": Method(reward_rewards, reward_loss, pair_weight, head="score"),
 }
 
@@ -205,12 +211,21 @@ def pair_metrics(scores: Scores, rewards: Tensor) -> dict[str, float]:
         sums["logps/rejected"] = (weights * scores.logps[rejected]).sum()
     if scores.reference is not None:
         # The responses were sampled near the reference, so this estimates KL(reference | policy).
-        sums["kl"] = weights.sum() * -scores.ratios.mean()
+        sums["responses"] = weights.new_tensor(float(len(pack.lengths)))
+        sums["kl"] = -scores.ratios.sum()
     values = torch.stack(list(sums.values())).tolist()  # one wait for the device, not nine
     return dict(zip(sums, values, strict=True))
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Divide summed metrics by their weight."""
-    weight = sums["weight"] or 1.0
-    return {name: value / weight for name, value in sums.items() if name != "weight"}
+    """Divide summed metrics by the weight of the pairs, kl by the number of responses.
+
+    Without pairs in an order (votes alone, ties) what is said of pairs is NaN, not 0.
+    """
+    weight = sums["weight"] or math.nan
+    counts = {"kl": sums.get("responses", weight)}
+    return {
+        name: value / counts.get(name, weight)
+        for name, value in sums.items()
+        if name not in ("weight", "responses")
+    }

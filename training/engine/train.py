@@ -23,8 +23,15 @@ from torch import Tensor
 
 from inference.artifacts import adapter_digest, model_digest
 from training.engine.arguments import Arguments, refuse_shards
-from training.engine.checkpoints import Progress, load_checkpoint, restore, save_checkpoint
-from training.engine.data import RowCounts, Tree, read_trees, split_tree
+from training.engine.checkpoints import (
+    Progress,
+    load_checkpoint,
+    random_state,
+    restore,
+    save_checkpoint,
+    set_random_state,
+)
+from training.engine.data import RowCounts, Tree, read_trees, split_tree, split_votes
 from training.engine.errors import CRASHED, Cancelled, Paused, RunError, is_out_of_memory
 from training.engine.evaluate import divergence, evaluate
 from training.engine.events import EventLog
@@ -205,9 +212,34 @@ def read_data(run: Run, tokenizer: Any) -> tuple[list[Tree], RowCounts, list[Tre
         )
     path = run.snapshot.path / "heldout.parquet"
     heldout = read_trees(path, tokenizer, **limits)[0] if path.exists() else []
-    heldout = [tree for tree in heldout if tree.weight > 0]
-    trees = [part for tree in trees for part in split_tree(tree, LARGEST_TREE)]
+    heldout = [tree for tree in heldout if tree.ordered]
+    trees = [part for tree in trees for part in split_training_tree(tree, METHODS[run.method])]
     return trees, counts, [part for tree in heldout for part in split_tree(tree, LARGEST_TREE)]
+
+
+def split_training_tree(tree: Tree, method: Method) -> Iterator[Tree]:
+    """Cut a tree that is too large for one pack so that nothing it teaches gets lost."""
+    if method.single:
+        return split_votes(tree, LARGEST_TREE, method.taught(tree))
+    return split_tree(tree, LARGEST_TREE)
+
+
+def strangers_of(trees: Sequence[Tree]) -> list[Tree]:
+    """Return each tree's prompt with an answer to the next other prompt, for KTO's baseline.
+
+    The parts of a large tree stand side by side; where there is but one prompt, its own answers
+    have to do.
+    """
+    count = len(trees)
+    after = [(place + 1) % count for place in range(count)]
+    for place in [*reversed(range(count))] * 2:  # twice, as the last is followed by the first
+        following = (place + 1) % count
+        if trees[following].prompt == trees[place].prompt:
+            after[place] = after[following]
+    return [
+        Tree(tree.prompt, trees[other].responses[:1], ())
+        for tree, other in zip(trees, after, strict=True)
+    ]
 
 
 def load(
@@ -260,8 +292,7 @@ def load(
         adapter=run.parent.digest if run.parent and keeps_parent(run) else "",
         precision=f"{arguments.tuning if quantised else 'whole'}-{progress.precision}",
     )
-    pairs = zip(trees, [*trees[1:], *trees[:1]], strict=True) if method.baseline else ()
-    strangers = [Tree(tree.prompt, other.responses[:1], ()) for tree, other in pairs]
+    strangers = strangers_of(trees) if method.baseline else []
     session = Session(
         run,
         events,

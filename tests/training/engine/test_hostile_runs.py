@@ -1,0 +1,159 @@
+"""Runs at their edges: the smallest data, the largest trees, bad moments to stop, odd numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.training.engine.conftest import (
+    answer,
+    events,
+    preference_rows,
+    user,
+    write_snapshot,
+)
+from training.engine import train
+from training.engine.__main__ import main
+from training.engine.data import Pair, Tree, Votes
+from training.engine.methods import METHODS
+
+MakeRun = Callable[..., Path]
+LIMITS = {"max_length": 256, "max_prompt_length": 128}
+
+
+@pytest.fixture
+def proved_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove in this process: a fresh one is another test's matter, and takes seconds to start."""
+    from training.engine.prove import prove, read_proof
+
+    def here(run: Any, _: Any) -> dict[str, Any]:
+        prove(run)
+        return read_proof(run.directory)
+
+    monkeypatch.setattr(train, "prove_in_a_fresh_process", here)
+
+
+pytestmark = pytest.mark.usefixtures("proved_here")
+
+
+def report(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "report.json").read_text())
+    return found
+
+
+def losses(directory: Path) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in events(directory, "step")}
+
+
+def snapshot_of(folder: Path, **parts: list[dict[str, Any]]) -> dict[str, str]:
+    """Write rows with whatever columns they have."""
+    folder.mkdir()
+    for part, rows in parts.items():
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
+    return {"path": str(folder), "digest": folder.name}
+
+
+# Little data
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward", "sft"])
+def test_one_row_is_enough_to_run(make_run: MakeRun, tmp_path: Path, method: str) -> None:
+    rows = preference_rows("train", 1, responses=2)
+    folder = write_snapshot(tmp_path / "one", train=rows)  # and no held-out file at all
+    directory = make_run(method=method, snapshot={"path": str(folder), "digest": "one"})
+    assert main([str(directory)]) == 0
+    assert report(directory)["rows"]["used"] == 1
+    assert report(directory)["evaluation"]["after"] is None
+    assert all(math.isfinite(loss) for loss in losses(directory).values())
+
+
+def test_ties_alone_are_learnt_and_no_accuracy_is_made_up(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    rows = [{**row, "tie": True} for row in preference_rows("train", 4, responses=2)]
+    arguments = {"ties": "rao-kupper", "tie_threshold": 3.0}
+    snapshot = snapshot_of(tmp_path / "ties", train=rows, heldout=rows[:2])
+    directory = make_run(snapshot=snapshot, arguments=arguments)
+    assert main([str(directory)]) == 0
+    first = events(directory, "step")[0]
+    # At d = 0 a tie has (9 - 1) s(-log 3)^2 = 8 / 16.
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/accuracies"] is None
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert report(directory)["evaluation"]["after"] is None
+
+
+def test_votes_alone_make_no_pairs_up(make_run: MakeRun, tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": user(f"{number}?"),
+            "chosen": answer(f"river {number}") if number % 2 else None,
+            "rejected": None if number % 2 else answer(f"old stone {number}"),
+            "prompt_id": str(number),
+        }
+        for number in range(6)
+    ]
+    directory = make_run(method="kto", snapshot=snapshot_of(tmp_path / "votes", train=rows))
+    assert main([str(directory)]) == 0
+    last = events(directory, "step")[-1]
+    assert last["rewards/accuracies"] is None
+    assert math.isfinite(last["kl"])
+    assert last["loss"] < losses(directory)[1]
+
+
+# Large trees
+
+
+def ranking() -> Tree:
+    lengths = (4, 6, 5, 3)
+    return Tree(
+        (9,) * 5,
+        tuple((10 + place,) * length for place, length in enumerate(lengths)),
+        (Pair(0, 1), Pair(0, 2), Pair(2, 3)),
+        (Votes(2.0, 0.0), Votes(0.0, 1.0), Votes(1.0, 1.0), Votes(3.0, 1.0)),
+    )
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "sft"])
+def test_a_tree_that_is_cut_teaches_what_the_whole_one_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, tree = METHODS[name], ranking()
+    monkeypatch.setattr(train, "LARGEST_TREE", 10)
+    parts = list(train.split_training_tree(tree, method))
+    assert len(parts) > 1
+    assert sum(map(method.weight, parts)) == pytest.approx(method.weight(tree))
+    if method.single:
+        kept = [pair for part in parts for pair in zip(part.responses, part.votes, strict=True)]
+        every = zip(tree.responses, tree.votes, method.taught(tree), strict=True)
+        assert kept == [(one, vote) for one, vote, taught in every if taught]
+    assert all(part.tokens <= 10 or len(part.responses) <= 2 for part in parts)
+
+
+def test_a_large_ranking_trains_by_votes(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the largest tree: its votes were once left behind, and SFT broke off."""
+    monkeypatch.setattr(train, "LARGEST_TREE", 60)
+    directory = make_run(method="kto", arguments={"epochs": 1})
+    assert main([str(directory)]) == 0
+    assert len(losses(directory)) > 2, "the rankings are cut, so there are more steps"
+    assert all(loss > 0 for loss in losses(directory).values())
+
+
+def test_ktos_baseline_comes_from_answers_to_other_prompts() -> None:
+    def tree(prompt: int, response: int) -> Tree:
+        return Tree((prompt,), ((response,),), ())
+
+    trees = [tree(1, 10), tree(1, 11), tree(2, 20), tree(3, 30), tree(3, 31)]
+    found = train.strangers_of(trees)
+    assert [one.prompt for one in found] == [one.prompt for one in trees]
+    assert [one.responses[0][0] for one in found] == [20, 20, 30, 10, 10]
+    assert len(train.strangers_of([tree(1, 10)])) == 1
