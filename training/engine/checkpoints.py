@@ -34,6 +34,7 @@ class Progress:
     plain: bool = False
     precision: str = ""
     before: dict[str, Any] | None = None
+    asked: str = ""  # the digest of what run.json asked for
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,10 +58,7 @@ def save_checkpoint(
         return
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, draft / TENSORS)
+    save_file(tensors | random_state(), draft / TENSORS)
     _flush(draft / TENSORS)
     digest = file_digest(draft / TENSORS)
     write_json(draft / "progress.json", {**asdict(progress), "digest": digest})
@@ -112,9 +110,22 @@ def restore(
             parameter = parameters[name]
             share = value if what == "step" else share_like(value, parameter)
             optimizer.state[parameter][what] = share
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+    set_random_state(tensors)
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return the state that dropout is drawn from, of the CPU and of the device."""
+    found = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["random/cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Go back to a state that `random_state` returned, here or on another machine."""
+    torch.set_rng_state(state["random/cpu"])
+    if "random/cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random/cuda"])
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -34,6 +36,14 @@ class Run:
     snapshot: Artifact
     seed: int
     arguments: Arguments
+
+    @property
+    def asked(self) -> str:
+        """Return a digest of all that decides the result; folders may move."""
+        parent = self.parent.digest if self.parent else ""
+        digests = [self.base.digest, parent, self.snapshot.digest]
+        asked = [self.method, *digests, self.seed, dataclasses.asdict(self.arguments)]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
     def adapter(self) -> Path:

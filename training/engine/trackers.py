@@ -33,11 +33,17 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self.writer = EventFileWriter(str(run.directory / "tensorboard"), flush_secs=5)
+        self.begun = False
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        if not self.begun:  # what a killed attempt wrote from here on is taken back
+            self.begun = True
+            start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+            start.wall_time = time.time()
+            self.writer.add_event(start)
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         event = Event(step=step, summary=Summary(value=scalars))
         event.wall_time = time.time()

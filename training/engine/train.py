@@ -150,6 +150,7 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
     )
     if (found := load_checkpoint(run.checkpoints)) is not None:
         session.progress, tensors = found
+        check_unchanged(run, session.progress)
         restore(tensors, parameters, optimizer)
         events.note(f"Resumed after step {session.progress.step}.")
     elif session.heldout:
@@ -257,7 +258,8 @@ def load(
     threads = Threads()
     if team.sharded and (refusal := refuse_shards(arguments)):
         raise RunError(refusal)
-    progress = Progress(token_budget=arguments.token_budget or TOKEN_BUDGET[pick_device().type])
+    budget = arguments.token_budget or TOKEN_BUDGET[pick_device().type]
+    progress = Progress(token_budget=budget, asked=run.asked)
     resumed = load_checkpoint(run.checkpoints)
     precision = resumed[0].precision if resumed else arguments.precision
     wanted = None if precision == "auto" else DTYPES[precision]
@@ -531,6 +533,28 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
+def check_unchanged(run: Run, progress: Progress) -> None:
+    """Refuse a checkpoint of other data or arguments: what came of both would be neither's."""
+    if progress.asked and progress.asked != run.asked:
+        raise RunError(
+            f"run.json was changed after step {progress.step}: put it back to go on, or remove "
+            f"{run.checkpoints} to begin anew."
+        )
+
+
+def parameter_groups(
+    parameters: dict[str, torch.nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Pull matrices towards 0, but no bias, norm or DoRA length: small is not better for those."""
+    matrices = [one for one in parameters.values() if one.ndim > 1]
+    vectors = [one for one in parameters.values() if one.ndim <= 1]
+    return [
+        {"params": part, "weight_decay": decay}
+        for members, decay in ((matrices, weight_decay), (vectors, 0.0))
+        for part in alike(members)
+    ]
+
+
 def batches(count: int, arguments: Arguments, seed: int) -> Iterator[tuple[int, list[int]]]:
     """Yield (epoch, places of the trees) for each step; it depends on nothing but these three."""
     for epoch in range(arguments.epochs):
@@ -580,6 +604,7 @@ def train_steps(
         rate = learning_rate(step, total, arguments)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        begun = random_state()
         try:
             session.stop.agree()
             metrics = one_step_with_less_memory(session, places, optimizer)
@@ -587,6 +612,7 @@ def train_steps(
             metrics["grad_norm"] = clip(parameters, arguments.max_grad_norm)
             check_finite(step + 1, metrics)
         except (Cancelled, Paused):
+            set_random_state(begun)  # the step is taken again, with the same dropout
             save(run.checkpoints, progress, parameters, optimizer)
             raise
         optimizer.step()
@@ -619,7 +645,7 @@ def one_step_with_less_memory(
 
     Packs do not change what is learnt: the batch, and so the result, stays the same.
     """
-    random = torch.get_rng_state()
+    begun = random_state()
     try:
         return one_step(session, places)
     except (MemoryError, RuntimeError) as error:
@@ -628,7 +654,7 @@ def one_step_with_less_memory(
             raise
     optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    torch.set_rng_state(random)
+    set_random_state(begun)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     session.progress.halved = True

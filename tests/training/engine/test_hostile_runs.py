@@ -60,6 +60,66 @@ def snapshot_of(folder: Path, **parts: list[dict[str, Any]]) -> dict[str, str]:
     return {"path": str(folder), "digest": folder.name}
 
 
+# Stopping and going on
+
+
+def test_a_pause_between_two_packs_of_a_step_changes_nothing(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each prompt is a pack of its own here, and dropout is drawn for each.
+    settings = {"arguments": {"epochs": 2, "lora_dropout": 0.3, "token_budget": 1}}
+    whole, paused = make_run("whole", **settings), make_run("paused", **settings)
+    assert main([str(whole)]) == 0
+    real, packs = train.pair_metrics, []
+
+    def metrics(*given: Any) -> dict[str, float]:
+        packs.append(given)
+        if len(packs) == 6:  # the second step's second of four
+            (paused / "stop").write_text("pause")
+        return real(*given)
+
+    monkeypatch.setattr(train, "pair_metrics", metrics)
+    assert main([str(paused)]) == 5
+    assert list(losses(paused)) == [1]
+    assert main([str(paused)]) == 0
+    assert losses(paused) == pytest.approx(losses(whole), abs=1e-6)
+
+
+def test_steps_taken_twice_are_shown_once(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    directory = make_run(arguments={"epochs": 4, "checkpoint_every": 3})
+    real, taken = train.one_step, []
+
+    def step(*given: Any) -> dict[str, float]:
+        taken.append(given)
+        if len(taken) == 6:
+            raise RuntimeError("the machine stumbles")
+        return real(*given)
+
+    monkeypatch.setattr(train, "one_step", step)
+    assert main([str(directory)]) == 1
+    assert main([str(directory)]) == 0
+    assert [event["step"] for event in events(directory, "step")].count(4) == 2
+    board = EventAccumulator(str(directory / "tensorboard"))
+    board.Reload()
+    assert [one.step for one in board.Scalars("loss")] == list(range(1, 9))
+
+
+def test_a_run_that_was_changed_is_not_gone_on_with(make_run: MakeRun) -> None:
+    directory = make_run(arguments={"checkpoint_every": 1})
+    assert main([str(directory)]) == 0
+    (directory / "report.json").unlink()
+    path = directory / "run.json"
+    run = json.loads(path.read_text())
+    run["arguments"]["batch_size"] = 2
+    path.write_text(json.dumps(run))
+    assert main([str(directory)]) == 2
+    assert "run.json was changed after step 6" in events(directory, "error")[0]["reason"]
+
+
 # Little data
 
 
