@@ -114,7 +114,7 @@ class Arguments:
     )
     weight_decay: float = argument(
         0.0,
-        "AdamW's pull of the trained weights towards 0.",
+        "AdamW's pull of the trained matrices towards 0; biases and norms are left alone.",
         unit="per step",
         minimum=0.0,
         maximum=1.0,

@@ -144,9 +144,8 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
         general = read_general(tokenizer)
     parameters = trainable(session.policy.model)
     optimizer = torch.optim.AdamW(
-        [{"params": part} for part in alike(parameters.values())],
+        parameter_groups(parameters, run.arguments.weight_decay),
         lr=run.arguments.learning_rate,
-        weight_decay=run.arguments.weight_decay,
     )
     if (found := load_checkpoint(run.checkpoints)) is not None:
         session.progress, tensors = found
@@ -267,6 +266,7 @@ def load(
     load = partial(load_policy, run, team)
     # The tree is checked in fp32, except where another format would mean to load anew.
     policy = load(wanted or torch.float32 if quantised or team.sharded else torch.float32)
+    check_fit(policy.inner, [*trees, *heldout])
     stop.check()
     threads.adapt()
     clock.enter("checking")
@@ -322,6 +322,25 @@ def load(
             base_is_reference=not keeps_parent(run),
         )
     return session
+
+
+def check_fit(model: Any, trees: Sequence[Tree]) -> None:
+    """Refuse tokens that the base has no embedding for, and texts longer than it can read."""
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max(max(part) for tree in trees for part in (tree.prompt, *tree.responses))
+    if largest >= known:
+        raise RunError(
+            f"The tokenizer writes token {largest}, but the base has {known:,} embeddings: tokens "
+            "were added to one without the other. Resize the base's embeddings, or take the "
+            "tokenizer that belongs to it."
+        )
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(tree.prompt) + max(map(len, tree.responses)) for tree in trees)
+    if limit and longest > limit:
+        raise RunError(
+            f"A prompt with its response is {longest:,} tokens long, but the base reads {limit:,}: "
+            f"lower max_length to {limit}."
+        )
 
 
 def load_policy(run: Run, team: Team, dtype: torch.dtype, *, folded: bool = False) -> Policy:

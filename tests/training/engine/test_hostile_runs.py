@@ -11,17 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.training.engine.conftest import (
     answer,
     events,
     preference_rows,
+    tiny_model,
     user,
     write_snapshot,
 )
 from training.engine import train
 from training.engine.__main__ import main
-from training.engine.data import Pair, Tree, Votes
+from training.engine.data import Pair, Tree, Votes, read_trees
+from training.engine.errors import RunError
 from training.engine.methods import METHODS
 
 MakeRun = Callable[..., Path]
@@ -217,3 +220,113 @@ def test_ktos_baseline_comes_from_answers_to_other_prompts() -> None:
     assert [one.prompt for one in found] == [one.prompt for one in trees]
     assert [one.responses[0][0] for one in found] == [20, 20, 30, 10, 10]
     assert len(train.strangers_of([tree(1, 10)])) == 1
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_ends_the_run(name: str, value: float) -> None:
+    with pytest.raises(RunError, match="Lower learning_rate"):
+        train.check_finite(3, {"loss": 1.0, "grad_norm": 1.0, name: value})
+
+
+def test_weight_decay_spares_norms_and_biases() -> None:
+    """As TRL's trainers do: a norm's weight belongs near 1, not near 0."""
+    named = dict(tiny_model("qwen2").named_parameters())
+    decayed, spared = train.parameter_groups(named, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(one): name for name, one in named.items()}
+    free = {names[id(one)] for one in spared["params"]}
+    assert free == {name for name in named if "norm" in name or name.endswith("bias")}
+    assert len(free) + len(decayed["params"]) == len(named)
+    assert len(train.parameter_groups({"lora_A": torch.nn.Parameter(torch.ones(2, 2))}, 0.1)) == 1
+
+
+# Bases that do not fit
+
+
+def test_it_refuses_tokens_without_an_embedding(
+    make_run: MakeRun, tmp_path: Path, tokenizer: Any
+) -> None:
+    import copy
+
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["seagull"])
+    folder = tmp_path / "grown"
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    grown.save_pretrained(folder)
+    rows = preference_rows("train", 2)
+    rows[0]["prompt"] = user("a seagull")
+    snapshot = write_snapshot(tmp_path / "rows", train=rows)
+    directory = make_run(
+        base={"path": str(folder), "digest": "grown"},
+        snapshot={"path": str(snapshot), "digest": "rows"},
+    )
+    assert main([str(directory)]) == 2
+    reason = events(directory, "error")[0]["reason"]
+    known = len(tokenizer)
+    assert reason.startswith(f"The tokenizer writes token {known}, but the base has {known} emb")
+
+
+def test_it_refuses_texts_longer_than_the_base_reads(make_run: MakeRun, tmp_path: Path) -> None:
+    rows = preference_rows("train", 2)
+    rows[0]["chosen"] = answer("sea " * 600)
+    snapshot = write_snapshot(tmp_path / "rows", train=rows)
+    arguments = {"max_length": 800, "max_prompt_length": 128}
+    directory = make_run(snapshot={"path": str(snapshot), "digest": "long"}, arguments=arguments)
+    assert main([str(directory)]) == 2
+    assert "lower max_length to 512" in events(directory, "error")[0]["reason"]
+
+
+@pytest.mark.parametrize("engine", ["tree", "trl"])
+def test_a_tokenizer_without_a_pad_will_do(
+    make_run: MakeRun, tmp_path: Path, tokenizer: Any, engine: str
+) -> None:
+    """And with pad = eos a reward model reads its score at the end of the turn all the same."""
+    import copy
+
+    from transformers import AutoTokenizer
+
+    found = []
+    for pad in (None, tokenizer.eos_token):
+        bare = copy.deepcopy(tokenizer)
+        bare.pad_token = pad
+        folder = tmp_path / f"base-{pad and 'eos'}"
+        model = tiny_model("llama")
+        model.config.pad_token_id = model.generation_config.pad_token_id = bare.pad_token_id
+        model.save_pretrained(folder)
+        bare.save_pretrained(folder)
+        directory = make_run(
+            f"{engine}-{pad and 'eos'}",
+            method="reward",
+            base={"path": str(folder), "digest": folder.name},
+            arguments={"engine": engine, "epochs": 1, "learning_rate": 1e-3},
+        )
+        assert main([str(directory)]) == 0
+        found.append(losses(directory))
+        saved = AutoTokenizer.from_pretrained(directory / "adapter")
+        assert saved.pad_token == pad, "it is saved as it came"
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] == pytest.approx({1: found[0][1], 2: found[0][2]})
+
+
+def test_both_directions_of_a_soft_label_and_their_sum(tmp_path: Path, tokenizer: Any) -> None:
+    """A label of 0.5 pulls neither way, and weighs what its row weighs."""
+    rows = [
+        {
+            "prompt": user("?"),
+            "chosen": answer("a"),
+            "rejected": answer("b"),
+            "weight": 2.0,
+            "probability": 0.5,
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    ((tree,), _) = read_trees(tmp_path / "train.parquet", tokenizer, **LIMITS)
+    assert [(pair.chosen, pair.rejected, pair.weight) for pair in tree.pairs] == [
+        (0, 1, 1.0),
+        (1, 0, 1.0),
+    ]
+    assert tree.votes == (Votes(1.0, 1.0), Votes(1.0, 1.0))
