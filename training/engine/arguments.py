@@ -275,6 +275,8 @@ class DpoArguments(Arguments):
             )
         if self.ties == "rao-kupper":
             _refuse_trl(self, "TRL knows no ties")
+        if self.label_smoothing and self.loss == "sigmoid":
+            _refuse_trl(self, "TRL drops label_smoothing from the sigmoid loss without a word")
         if self.length_normalised and self.loss != "sigmoid":
             _refuse_trl(self, "TRL divides by the length in the sigmoid loss only")
 
