@@ -29,6 +29,7 @@ class PieceSerializer(serializers.Serializer[Any]):
 class PartSerializer(serializers.Serializer[Any]):
     pieces = PieceSerializer(many=True, help_text="What is read.")
     cut = PieceSerializer(many=True, help_text="A prompt's beginning, an answer's end.")
+    opening = serializers.IntegerField(help_text="How many pieces stand in front of what is cut.")
 
 
 class PreviewSerializer(serializers.Serializer[Any]):

@@ -35,11 +35,22 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A prompt or a response: what is read, and what is cut off (a prompt's beginning, an
-    answer's end)."""
+    """A prompt or a response: what is read, and what is cut off.
+
+    That is an answer's end, or a prompt's beginning but for its first ``opening`` pieces.
+    """
 
     pieces: tuple[Piece, ...]
     cut: tuple[Piece, ...]
+    opening: int = 0
+
+    @property
+    def before(self) -> tuple[Piece, ...]:
+        return self.pieces[: self.opening]
+
+    @property
+    def after(self) -> tuple[Piece, ...]:
+        return self.pieces[self.opening :]
 
     @property
     def tokens(self) -> int:
@@ -99,6 +110,7 @@ def render_row(
     prompt = Part(
         pieces=_pieces(tokenizer, tokens),
         cut=_pieces(tokenizer, every[opening : len(every) - len(tokens) + opening]),
+        opening=opening,
     )
     found: dict[str, tuple[int, ...]] = {}
     parts: dict[str, Part] = {}
