@@ -225,6 +225,22 @@ def test_ktos_baseline_comes_from_answers_to_other_prompts() -> None:
 # Numbers
 
 
+def test_a_reward_model_is_probed_at_several_places() -> None:
+    """One score may be near 0 by chance, and a harmless rounding then refuses a good model."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from tests.training.engine.conftest import SIZES
+    from training.engine.prove import ROWS, probe
+
+    config = AutoConfig.for_model("llama", **SIZES, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.arange(10, 30)
+    found = probe(model, ids, "score")
+    assert found.shape == (ROWS, 1)
+    assert probe(model, ids, "score", rows=1).item() == pytest.approx(found[-1].item(), abs=1e-6)
+    assert probe(model, ids[:3], "score").shape == (3, 1)
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_ends_the_run(name: str, value: float) -> None:
