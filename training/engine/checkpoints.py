@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +87,25 @@ def _gathered(
 
 def load_checkpoint(folder: Path) -> tuple[Progress, dict[str, Tensor]] | None:
     """Return the newest checkpoint that is whole; None if there is none."""
+    for path, progress in _whole_ones(folder):
+        with suppress(OSError, SafetensorError):
+            return progress, load_file(path / TENSORS)
+    return None
+
+
+def load_progress(folder: Path) -> Progress | None:
+    """Return how far the newest checkpoint came, and leave its tensors on the disk."""
+    return next((progress for _, progress in _whole_ones(folder)), None)
+
+
+def _whole_ones(folder: Path) -> Iterator[tuple[Path, Progress]]:
     for path in _newest_first(folder):
         try:
-            progress = json.loads((path / "progress.json").read_text())
-            if progress.pop("digest") == file_digest(path / TENSORS):
-                return Progress(**progress), load_file(path / TENSORS)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            given = json.loads((path / "progress.json").read_text())
+            if given.pop("digest") == file_digest(path / TENSORS):
+                yield path, Progress(**given)
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: the one before it will do
-    return None
 
 
 def restore(

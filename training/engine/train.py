@@ -26,6 +26,7 @@ from training.engine.arguments import Arguments, refuse_shards
 from training.engine.checkpoints import (
     Progress,
     load_checkpoint,
+    load_progress,
     random_state,
     restore,
     save_checkpoint,
@@ -259,8 +260,8 @@ def load(
         raise RunError(refusal)
     budget = arguments.token_budget or TOKEN_BUDGET[pick_device().type]
     progress = Progress(token_budget=budget, asked=run.asked)
-    resumed = load_checkpoint(run.checkpoints)
-    precision = resumed[0].precision if resumed else arguments.precision
+    resumed = load_progress(run.checkpoints)
+    precision = resumed.precision if resumed else arguments.precision
     wanted = None if precision == "auto" else DTYPES[precision]
     quantised = arguments.tuning.startswith("qlora")
     load = partial(load_policy, run, team)
