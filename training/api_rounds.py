@@ -35,6 +35,7 @@ class OutcomeSerializer(serializers.Serializer[Any]):
     peak_memory_mb = serializers.FloatField(allow_null=True)
     saved_bytes = serializers.IntegerField(allow_null=True)
     trainable_share = serializers.FloatField(allow_null=True)
+    hardware = serializers.CharField(help_text="What it trained on; empty before it has.")
     version = serializers.IntegerField(source="run.version_id", allow_null=True)
     version_name = serializers.CharField(source="run.version.name", default=None)
 

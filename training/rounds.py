@@ -49,6 +49,7 @@ class Outcome:
     trainable_share: float | None
     win_rate: dict[str, Any] | None
     differs: dict[str, Any]
+    hardware: str
 
 
 def expand(
@@ -233,6 +234,7 @@ def outcomes(round: Round) -> list[Outcome]:
             trainable_share=run.report.get("trainable_share"),
             win_rate=_win_rate(run),
             differs={name: value for name, value in run.arguments.items() if name not in common},
+            hardware=run.report.get("hardware", ""),
         )
         for place, (run, accuracy) in enumerate(lines, 1)
     ]

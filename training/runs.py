@@ -183,7 +183,7 @@ def execute_run(*, run_id: int) -> None:
 def _attempt(run: Run, mine: RunQuerySet) -> None:
     """Take a claimed run as far as it goes; ``mine`` is its row for as long as it is held."""
     began = time.monotonic()
-    machines.report_machine()
+    machine = machines.report_machine()
     directory = _prepare(run)
     code = _follow(run, directory, mine)
     if code is None:
@@ -200,6 +200,7 @@ def _attempt(run: Run, mine: RunQuerySet) -> None:
         _finish(mine, Run.State.FAILED, _reason(directory, code))
     else:
         report = json.loads((directory / "report.json").read_text())
+        report["hardware"] = machine.hardware
         version = _register(run, directory, report)
         _finish(mine, Run.State.SUCCEEDED, report=report, version=version)
         machines.learn_from(run, report, time.monotonic() - began)

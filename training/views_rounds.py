@@ -78,7 +78,13 @@ def _round(
 
 
 def _round_context(found: Round) -> dict[str, Any]:
-    return {"round": found, "state": found.state, "outcomes": rounds.outcomes(found)}
+    outcomes = rounds.outcomes(found)
+    return {
+        "round": found,
+        "state": found.state,
+        "outcomes": outcomes,
+        "hardware": sorted({row.hardware for row in outcomes if row.hardware}),
+    }
 
 
 @login_required

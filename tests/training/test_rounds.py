@@ -21,7 +21,7 @@ from tests.training.test_runs import (  # noqa: F401
     start,
 )
 from training import rounds, runs
-from training.models import Round, Run, Snapshot
+from training.models import Machine, Round, Run, Snapshot
 
 
 def finish(run: Run, accuracy: float, version: Version) -> None:
@@ -59,6 +59,53 @@ def test_the_suite_tries_every_way_of_tuning() -> None:
     assert {one.method for one in small if "beta" in one.arguments} == {"dpo", "orpo"}
     [full] = [one for one in small if one.arguments.get("tuning") == "full"]
     assert full.arguments["learning_rate"] == 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_the_suite_trains_every_way_and_fills_its_table(
+    snapshot: Snapshot,  # noqa: F811
+    base_version: Version,  # noqa: F811
+    owner: User,
+    api: Callable[..., APIClient],
+    login: Callable[[User], Client],
+) -> None:
+    body = {"snapshot": snapshot.pk, "suite": True, "arguments": ARGUMENTS}
+    made = api(owner).post("/api/rounds/", body).json()
+    for run in Run.objects.order_by("pk"):
+        runs.execute_run(run_id=run.pk)
+    reasons = [run.reason for run in Run.objects.all() if run.reason]
+    found = api(owner).get(f"/api/rounds/{made['id']}/").json()
+    assert (found["state"], reasons) == ("done", [])
+    rows = {
+        row["differs"]["tuning"] if row["method"] == "sft" else row["method"]: row
+        for row in found["outcomes"]
+    }
+    assert set(rows) == {"lora", "dora", "qlora4", "qlora8", "full", "dpo", "orpo"}
+    assert sorted(row["rank"] for row in rows.values()) == list(range(1, 8))
+    for row in rows.values():
+        assert 0 <= row["accuracy"]["value"] <= 1
+        assert min(row["seconds"], row["peak_memory_mb"], row["saved_bytes"]) > 0
+        assert row["hardware"] == Machine.objects.get().hardware
+    shares = [rows[way]["trainable_share"] for way in ("lora", "dora", "full")]
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert rows["full"]["saved_bytes"] > rows["dora"]["saved_bytes"] > rows["lora"]["saved_bytes"]
+    assert all(version.proof["passed"] for version in Version.objects.adapters())
+    page = login(owner).get(reverse("round", args=[snapshot.project.slug, made["id"]]))
+    assert f"Trained on {Machine.objects.get().hardware}." in page.content.decode()
+    # What a DoRA gave is gone on from, as a DoRA.
+    dora = Run.objects.get(pk=rows["dora"]["run"]).version
+    assert dora is not None
+    assert dora.is_dora
+    after = runs.start_run(
+        snapshot=snapshot, start_version=dora, method="dpo", arguments=ARGUMENTS, by=owner
+    )
+    runs.execute_run(run_id=after.pk)
+    after.refresh_from_db()
+    assert after.state == Run.State.SUCCEEDED, after.reason
+    assert after.version is not None
+    assert after.version.is_dora
 
 
 def test_all_are_queued_or_none(
