@@ -32,9 +32,13 @@ Rows = TypeVar("Rows", bound=QuerySet[Any])
 def claim(
     rows: QuerySet[Any], *, held: str, free: Collection[str] = ("queued", "failed"), **changes: Any
 ) -> uuid.UUID | None:
-    """Take a row that is free into the state ``held``; None where it is not, or was just taken."""
+    """Take a row that is free into the state ``held``; None where it is not, or was just taken.
+
+    What was given up is not free. What waits is, however often it was begun.
+    """
     lease = uuid.uuid4()
-    taken = rows.filter(state__in=free, attempts__lt=settings.RUN_MAX_ATTEMPTS).update(
+    given_up = Q(state="failed", attempts__gte=settings.RUN_MAX_ATTEMPTS)
+    taken = rows.filter(~given_up, state__in=free).update(
         state=held,
         lease=lease,
         heartbeat_at=Now(),

@@ -348,6 +348,15 @@ def test_a_silent_worker_loses_its_run(start: Callable[..., Run], settings: Any)
     assert runs.claim_run(run.pk) is not None
 
 
+def test_what_waits_is_taken_up_however_often_it_was_begun(
+    start: Callable[..., Run], settings: Any
+) -> None:
+    run = start()
+    Run.objects.filter(pk=run.pk).update(state=Run.State.INTERRUPTED, attempts=3)
+    settings.RUN_MAX_ATTEMPTS = 2  # less than when it was interrupted
+    assert runs.claim_run(run.pk) is not None
+
+
 @pytest.mark.parametrize(
     ("asked", "state"),
     [("cancel_requested", Run.State.CANCELLED), ("pause_requested", Run.State.PAUSED)],
