@@ -118,7 +118,12 @@ def read_trees(
         group = groups[key]
         places: list[int | None] = []
         for column in ("chosen", "rejected"):
-            absent = single and row.get(column) is None
+            absent = row.get(column) is None
+            if absent and not single:
+                raise RunError(
+                    f"{where} has no {column} response: this method compares two. Train kto or sft "
+                    "on responses that were judged alone."
+                )
             given = None if absent else _messages(row.get(column), column, where)
             places.append(group.place(encode, prompt, given) if given else None)
         chosen, rejected = places

@@ -83,7 +83,7 @@ def test_it_keeps_ties_only_when_asked(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_it_takes_responses_judged_alone_where_asked(tmp_path: Path, tokenizer: Any) -> None:
     rows = [row("a", "b"), row("a", "b") | {"rejected": None}, row("a", "c") | {"chosen": None}]
-    with pytest.raises(RunError, match="must be a list of messages"):
+    with pytest.raises(RunError, match=r"Row 2 .* has no rejected response.* Train kto or sft"):
         read(tmp_path, rows, tokenizer)
     ((tree,), counts) = read(tmp_path, rows, tokenizer, single=True)
     assert counts.used == 3
