@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -190,9 +191,17 @@ def _fresh_adapter(model: Any, arguments: Arguments, *, head: str) -> Any:
         modules_to_save=["score"] if head == "score" else None,
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise RunError(f"target_modules does not fit this base: {error}") from error
+    if head == "lm" and getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(one, BaseTunerLayer) for one in ends):
+            raise RunError(
+                "target_modules names the embeddings or the head, which are one matrix in this "
+                "base: a merged LoRA would change both. Leave them out."
+            )
+    return adapted
 
 
 def keep_score_in_fp32(model: Any) -> None:

@@ -296,6 +296,23 @@ def test_it_refuses_texts_longer_than_the_base_reads(make_run: MakeRun, tmp_path
     assert "lower max_length to 512" in events(directory, "error")[0]["reason"]
 
 
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_a_shared_head_takes_no_lora(
+    make_run: MakeRun, tmp_path: Path, tokenizer: Any, name: str
+) -> None:
+    """Merged, it would change the embeddings too: the proof refused it, after all the training."""
+    arguments = {"target_modules": [name, "q_proj"], "epochs": 1}
+    directory = make_run("shared", arguments=arguments)
+    assert main([str(directory)]) == 2
+    assert "one matrix in this base" in events(directory, "error")[0]["reason"]
+    tiny_model("llama").save_pretrained(tmp_path / "own")
+    tokenizer.save_pretrained(tmp_path / "own")
+    own = {"path": str(tmp_path / "own"), "digest": "own"}
+    directory = make_run("apart", base=own, arguments=arguments)
+    assert main([str(directory)]) == 0
+    assert report(directory)["proof"]["passed"]
+
+
 @pytest.mark.parametrize("engine", ["tree", "trl"])
 def test_a_tokenizer_without_a_pad_will_do(
     make_run: MakeRun, tmp_path: Path, tokenizer: Any, engine: str
