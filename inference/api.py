@@ -207,16 +207,23 @@ class PromoteView(OneVersionView):
 class RollBackView(ProjectAPIView):
     scope, role = Scope.MANAGE, Role.ADMIN
 
-    @extend_schema(request=MoveInput, responses=MoveSerializer)
+    class Input(MoveInput):
+        to = serializers.IntegerField(
+            required=False,
+            help_text="The id of the version that you expect there: a retry walks no second step.",
+        )
+
+    @extend_schema(request=Input, responses=MoveSerializer)
     def post(self, request: Request) -> Response:
         """Point an alias back at what it named before."""
-        data = MoveInput(data=request.data)
+        data = self.Input(data=request.data)
         data.is_valid(raise_exception=True)
         move = services.roll_back(
             project=self.project(),
             by=self.user,
             why=data.validated_data["why"],
             alias_name=AliasName(data.validated_data["alias"]),
+            to=data.validated_data.get("to"),
         )
         return Response(MoveSerializer(move).data)
 

@@ -213,13 +213,21 @@ def roll_back(
     by: User | None,
     why: str = "",
     alias_name: AliasName = AliasName.PRODUCTION,
+    to: int | None = None,
 ) -> AliasMove:
     """Point the alias back at what it named before the promotion that holds now.
 
-    Repeated roll-backs walk further back; they do not swing between two versions.
+    Repeated roll-backs walk further back; they do not swing between two versions. ``to`` is the id
+    of the version that the caller expects there: with it, a retry does not walk a second step.
     """
-    alias = Alias.objects.filter(project=project, name=alias_name).first()
+    alias = Alias.objects.filter(project=project, name=alias_name).select_related("version").first()
     target = version_before(alias) if alias is not None else None
+    if alias is not None and to == alias.version_id:
+        raise Conflict(f"{alias_name} already names {alias.version.name}. Nothing was changed.")
+    if target is not None and to not in (None, target.pk):
+        raise Conflict(
+            f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
+        )
     if alias is None or target is None:
         raise Conflict(
             f"There is nothing to roll {alias_name} back to: it has named only one version."
@@ -233,6 +241,10 @@ def roll_back(
         why=why,
         expected=alias.version_id,
     )
+
+
+def _moved(alias_name: AliasName) -> str:
+    return f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
 
 
 def version_before(alias: Alias) -> Version | None:
@@ -272,9 +284,7 @@ def _move(
             raise Conflict(f"{alias_name} already names {version.name}. Nothing was changed.")
         if expected != (before.pk if before is not None else None):
             # The gate compared with another champion, or the roll-back would skip a version.
-            raise Conflict(
-                f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
-            )
+            raise Conflict(_moved(alias_name))
         alias.version = version
         alias.save(update_fields=["version"])
         move = AliasMove.objects.create(

@@ -20,9 +20,9 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.access import get_membership
-from accounts.errors import Conflict, ProductError
+from accounts.errors import ProductError
 from accounts.models import Membership, Role
-from accounts.pages import asked, ordered, page_of, refused
+from accounts.pages import asked, ordered, page_of, refused, whole
 from accounts.parsing import Unreadable, read_json
 from inference import gateway, services
 from inference.models import Alias, AliasMove, AliasName, Completion, Version
@@ -196,12 +196,12 @@ def alias_roll_back(request: HttpRequest, slug: str) -> HttpResponse:
     membership = get_membership(request, slug, Role.ADMIN)
     try:
         name = _alias_name(request)
-        alias = Alias.objects.filter(project=membership.project, name=name).first()
-        before = services.version_before(alias) if alias is not None else None
-        if before is not None and str(before.pk) != request.POST.get("to"):
-            raise Conflict(f"{name} was moved by somebody else meanwhile. Look again, then decide.")
         move = services.roll_back(
-            project=membership.project, by=membership.user, why=_why(request), alias_name=name
+            project=membership.project,
+            by=membership.user,
+            why=_why(request),
+            alias_name=name,
+            to=whole(request.POST.get("to", "")) or 0,
         )
     except ProductError as error:
         context = _versions_context(request, membership) | {"why": request.POST.get("why", "")}

@@ -163,6 +163,24 @@ def test_it_rolls_back_to_the_base(
         services.roll_back(project=project, by=owner)
 
 
+def test_a_retried_roll_back_walks_no_second_step(
+    project: Project,
+    base_version: Version,
+    register: Callable[[int], Version],
+    owner: User,
+    api: Callable[..., APIClient],
+) -> None:
+    point(project, register(1))
+    point(project, base_version)
+    point(project, register(2))
+    wanted = {"to": base_version.pk, "why": "worse"}
+    assert api(owner).post("/api/rollback", wanted).status_code == 200
+    answer = api(owner).post("/api/rollback", wanted)
+    assert answer.status_code == 409
+    assert "already names" in answer.json()["message"]
+    assert Alias.objects.get(project=project).version == base_version
+
+
 def test_it_refuses_a_move_to_where_the_alias_is(
     project: Project, base_version: Version, owner: User
 ) -> None:
