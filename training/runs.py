@@ -261,6 +261,9 @@ def _copy_checkpoints(before: Run, directory: Path) -> None:
         return
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(source, draft)
+    for path in draft.glob("step-*/progress.json"):
+        # It goes on under another run.json, which asks for more steps; the old one is not missed.
+        path.write_text(json.dumps({**json.loads(path.read_text()), "asked": ""}))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     os.rename(draft, directory / "checkpoints")
 
