@@ -246,26 +246,35 @@ def _prepare(run: Run) -> Path:
     storage.local_folder(run.snapshot)  # what it trains on is here, and sound
     target = directory / "run.json"
     if not target.exists():
+        description = _description(run)
         if run.continues is not None:
-            _copy_checkpoints(run.continues, directory)
+            description["continues"] = _copy_checkpoints(run.continues, directory)
         draft = directory / ".run.json"
-        draft.write_text(json.dumps(_description(run), indent=1, sort_keys=True) + "\n")
+        draft.write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
         os.replace(draft, target)
     return directory
 
 
-def _copy_checkpoints(before: Run, directory: Path) -> None:
-    """Let a run begin where an earlier one of its round ended; without files it starts afresh."""
+def _copy_checkpoints(before: Run, directory: Path) -> str:
+    """Let a run begin where an earlier one of its round ended; without files it starts afresh.
+
+    Return the digest by which its checkpoints name what it was asked for; "" where there are none.
+    """
+    from training.engine.errors import RunError
+    from training.engine.rundir import read_run
+
     source, draft = before.directory / "checkpoints", directory / ".checkpoints"
     if not source.is_dir():
-        return
+        return ""
+    try:
+        asked = read_run(before.directory).asked
+    except RunError as error:
+        raise ProductError(error.reason) from error
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(source, draft)
-    for path in draft.glob("step-*/progress.json"):
-        # It goes on under another run.json, which asks for more steps; the old one is not missed.
-        path.write_text(json.dumps({**json.loads(path.read_text()), "asked": ""}))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     os.rename(draft, directory / "checkpoints")
+    return asked
 
 
 def _description(run: Run) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Run:
     snapshot: Artifact
     seed: int
     arguments: Arguments
+    continues: str = ""  # what the earlier run was asked for that left it checkpoints
 
     @property
     def asked(self) -> str:
@@ -89,6 +90,7 @@ def read_run(directory: Path) -> Run:
             snapshot=_artifact(given["snapshot"]),
             seed=int(given.get("seed", 0)),
             arguments=parse_arguments(given["method"], given.get("arguments", {})),
+            continues=str(given.get("continues", "")),
         )
     except KeyError as error:
         raise RunError(f"{path} lacks {error}.") from error

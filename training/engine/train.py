@@ -151,6 +151,7 @@ def train(run: Run, events: EventLog, stop: Stop, team: Team) -> None:
     if (found := load_checkpoint(run.checkpoints)) is not None:
         session.progress, tensors = found
         check_unchanged(run, session.progress)
+        session.progress.asked = run.asked
         restore(tensors, parameters, optimizer)
         events.note(f"Resumed after step {session.progress.step}.")
     elif session.heldout:
@@ -555,7 +556,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def check_unchanged(run: Run, progress: Progress) -> None:
     """Refuse a checkpoint of other data or arguments: what came of both would be neither's."""
-    if progress.asked and progress.asked != run.asked:
+    if progress.asked not in ("", run.asked, run.continues):
         raise RunError(
             f"run.json was changed after step {progress.step}: put it back to go on, or remove "
             f"{run.checkpoints} to begin anew."

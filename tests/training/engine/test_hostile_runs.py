@@ -26,6 +26,7 @@ from training.engine.__main__ import main
 from training.engine.data import Pair, Tree, Votes, read_trees
 from training.engine.errors import RunError
 from training.engine.methods import METHODS
+from training.engine.rundir import read_run
 
 MakeRun = Callable[..., Path]
 LIMITS = {"max_length": 256, "max_prompt_length": 128}
@@ -121,6 +122,25 @@ def test_a_run_that_was_changed_is_not_gone_on_with(make_run: MakeRun) -> None:
     path.write_text(json.dumps(run))
     assert main([str(directory)]) == 2
     assert "run.json was changed after step 6" in events(directory, "error")[0]["reason"]
+
+
+def test_a_run_goes_on_from_the_one_it_names_and_from_no_other(make_run: MakeRun) -> None:
+    directory = make_run(arguments={"checkpoint_every": 1, "max_steps": 2})
+
+    def again(steps: int, continues: str) -> int:
+        path = directory / "run.json"
+        run = json.loads(path.read_text()) | {"continues": continues}
+        run["arguments"]["max_steps"] = steps
+        path.write_text(json.dumps(run))
+        (directory / "report.json").unlink()
+        return main([str(directory)])
+
+    assert main([str(directory)]) == 0
+    first = read_run(directory).asked
+    assert again(4, first) == 0
+    assert [one["step"] for one in events(directory, "step")] == [1, 2, 3, 4]
+    assert again(6, first) == 2, "its checkpoints are its own by now"
+    assert "run.json was changed after step 4" in events(directory, "error")[0]["reason"]
 
 
 # Little data
