@@ -197,7 +197,7 @@ def count_tokens(
     scale: float = 1.0,
 ) -> Tokens:
     """Sum up trees; ``rows``, ``used`` and ``truncated`` are those of the training part."""
-    heldout = [tree for tree in heldout if tree.weight > 0]  # as the engine reads it
+    heldout = [tree for tree in heldout if tree.ordered]  # as the engine reads it
     sizes = [tree.tokens for tree in trees]
     pairs = [
         (len(tree.responses[pair.chosen]), len(tree.responses[pair.rejected]))

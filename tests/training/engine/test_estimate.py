@@ -15,7 +15,7 @@ from tests.inference.engine import tiny
 from training import preflight
 from training.engine import estimate as formulas
 from training.engine.arguments import parse_arguments
-from training.engine.data import divergence_trees, read_trees
+from training.engine.data import Pair, Tree, divergence_trees, read_trees
 from training.engine.estimate import (
     Hardware,
     Matrix,
@@ -219,3 +219,10 @@ def test_it_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'django' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_it_counts_what_the_engine_measures_on() -> None:
+    tree = Tree((1, 2), ((3,), (4, 5)), (Pair(0, 1),))
+    ties = replace(tree, pairs=(Pair(0, 1, tie=True),))
+    found = formulas.count_tokens([tree], [tree, ties], rows=1, used=1, truncated=0)
+    assert (found.heldout_tokens, found.heldout_responses) == (tree.tokens, 2)
