@@ -73,9 +73,7 @@ def expand(
     _refuse_unknown({*arguments, *grid}, methods)
     entries: list[Entry] = []
     for method in methods:
-        known = _names(method)
-        mine = {name: values for name, values in grid.items() if name in known}
-        fixed = {name: value for name, value in arguments.items() if name in known}
+        mine, fixed = _of(method, grid), _of(method, arguments)
         for values in itertools.product(*mine.values()):
             chosen = dict(zip(mine, values, strict=True))
             entries.append(Entry(method=method, arguments=fixed | chosen))
@@ -84,6 +82,12 @@ def expand(
 
 def _names(method: str) -> set[str]:
     return {row["name"] for row in argument_schema(method)}
+
+
+def _of(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that a method has."""
+    known = _names(method)
+    return {name: value for name, value in given.items() if name in known}
 
 
 def _refuse_unknown(given: set[str], methods: Sequence[str]) -> None:
@@ -101,7 +105,6 @@ def suite(arguments: dict[str, Any] | None = None) -> list[Entry]:
     ``arguments`` are shared by all, such as ``epochs``; what a way is about stands over them.
     """
     arguments = arguments or {}
-    _refuse_unknown(set(arguments), ["sft", "dpo", "orpo"])
     tuning = next(row for row in argument_schema("sft") if row["name"] == "tuning")
     ways = [
         Entry(method="sft", arguments={"tuning": way}) for way in tuning["choices"] if way != "full"
@@ -110,13 +113,11 @@ def suite(arguments: dict[str, Any] | None = None) -> list[Entry]:
         # Whole weights bear about a tenth of a LoRA's rate.
         ways.append(Entry(method="sft", arguments={"tuning": "full", "learning_rate": 2e-5}))
     ways += [Entry(method="dpo", arguments={}), Entry(method="orpo", arguments={})]
-    return [_with(entry, arguments) for entry in ways]
-
-
-def _with(entry: Entry, arguments: dict[str, Any]) -> Entry:
-    known = _names(entry.method)
-    mine = {name: value for name, value in arguments.items() if name in known}
-    return Entry(method=entry.method, arguments=mine | entry.arguments)
+    _refuse_unknown(set(arguments), [entry.method for entry in ways])
+    return [
+        Entry(method=entry.method, arguments=_of(entry.method, arguments) | entry.arguments)
+        for entry in ways
+    ]
 
 
 @transaction.atomic
