@@ -58,7 +58,7 @@ class SnapshotSerializer(serializers.ModelSerializer[Snapshot]):
 
     def get_formats(self, snapshot: Snapshot) -> list[str]:
         """Return the names under export/ that its rows can be written in."""
-        return [name for name, one in formats.FORMATS.items() if one.fits(snapshot)]
+        return [one.name for one in formats.fitting(snapshot)]
 
 
 class OptionsSerializer(Body):
@@ -149,8 +149,9 @@ class SnapshotsView(ProjectAPIView):
     @extend_schema(parameters=[Filters], responses=SnapshotSerializer(many=True))
     def get(self, request: Request) -> Response:
         """List snapshots, newest first."""
-        rows = Snapshot.objects.filter(project__in=self.projects()).select_related("project")
-        rows = filtered(rows.prefetch_related("campaigns"), self.Filters, request)
+        rows = Snapshot.objects.filter(project__in=self.projects())
+        rows = rows.select_related("project", "replaced_by").prefetch_related("campaigns")
+        rows = filtered(rows, self.Filters, request)
         return paginated(rows, SnapshotSerializer, request, self)
 
     @extend_schema(request=Input, responses={201: SnapshotSerializer})
@@ -249,7 +250,7 @@ class SnapshotExportView(OneSnapshotView):
         """Download the training or held-out rows in another tool's format; resumes by range."""
         snapshot = self.snapshot(pk)
         part = request.query_params.get("part", "train")
-        fitting = [one for one, format in formats.FORMATS.items() if format.fits(snapshot)]
+        fitting = [one.name for one in formats.fitting(snapshot)]
         if name not in formats.FORMATS:
             raise Missing(f"There is no format “{name}”. Choose one of {', '.join(fitting)}.")
         if part not in PARTS:

@@ -71,6 +71,11 @@ class Format:
         return f"snapshot-{snapshot_id}-{part}-{self.name}.{self.extension}"
 
 
+def fitting(snapshot: Snapshot) -> list[Format]:
+    """Return the formats that the rows of this snapshot can be written in."""
+    return [one for one in FORMATS.values() if one.fits(snapshot)]
+
+
 def export(path: Path, name: str) -> Iterator[bytes]:
     """Yield the part of a snapshot at ``path`` in the format ``name``, a row or so at a time."""
     return FORMATS[name].write(read_rows(path))

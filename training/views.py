@@ -36,7 +36,7 @@ from training import (
     snapshots,
     storage,
 )
-from training.formats import FORMATS
+from training.formats import fitting
 from training.forms import (
     METHODS,
     ArgumentsForm,
@@ -226,7 +226,7 @@ def _snapshot_context(snapshot: Snapshot) -> dict[str, Any]:
         "campaigns": snapshot.campaigns.all(),
         "ledger": _ledger(snapshot.manifest),
         "files": snapshot.manifest.get("files", {}),
-        "formats": [one for one in FORMATS.values() if ready and one.fits(snapshot)],
+        "formats": fitting(snapshot) if ready else [],
         "rows_are": WHAT_ROWS_ARE[Kind(snapshot.kind)],
         "learnable": bool(METHODS_FOR[snapshot.kind]),
         "pairs_query": _pairs_query(snapshot),
