@@ -53,7 +53,7 @@ def test_it_shows_what_training_reads(
     assert found[0].counts == counts.as_dict()
     for one in found:
         prompt = one.rendered.prompt
-        text = "".join(piece.text for piece in (*prompt.before, *prompt.cut, *prompt.after))
+        text = "".join(piece.text for piece, _ in prompt.laid_out)
         assert text == tokenizer.apply_chat_template(
             one.row["prompt"], tokenize=False, add_generation_prompt=True
         )

@@ -35,22 +35,24 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A prompt or a response: what is read, and what is cut off.
+    """A prompt or a response: what is read, and what is cut off behind its ``opening`` pieces.
 
-    That is an answer's end, or a prompt's beginning but for its first ``opening`` pieces.
+    That is an answer's end, or a prompt's beginning but for the mark of the text's begin.
     """
 
     pieces: tuple[Piece, ...]
     cut: tuple[Piece, ...]
-    opening: int = 0
+    opening: int
 
     @property
-    def before(self) -> tuple[Piece, ...]:
-        return self.pieces[: self.opening]
-
-    @property
-    def after(self) -> tuple[Piece, ...]:
-        return self.pieces[self.opening :]
+    def laid_out(self) -> list[tuple[Piece, bool]]:
+        """Return all pieces as they stand in the text, and whether each is cut off."""
+        before, after = self.pieces[: self.opening], self.pieces[self.opening :]
+        return [
+            (piece, off)
+            for some, off in ((before, False), (self.cut, True), (after, False))
+            for piece in some
+        ]
 
     @property
     def tokens(self) -> int:
@@ -119,9 +121,11 @@ def render_row(
             continue
         found[side], _ = kept.response(messages, row[side], len(tokens))
         all_of_it, _ = whole.response(messages, row[side], 0)
+        pieces = _pieces(tokenizer, found[side])
         parts[side] = Part(
-            pieces=_pieces(tokenizer, found[side]),
+            pieces=pieces,
             cut=_pieces(tokenizer, all_of_it[len(found[side]) :]),
+            opening=len(pieces),
         )
     return Rendered(
         prompt=prompt,
