@@ -9,9 +9,11 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.http import QueryDict
+from django.utils.text import capfirst
 
 from accounts.models import Project
 from accounts.parsing import Unreadable, read_json
+from accounts.templatetags.laurel import method_name
 from feedback.models import Campaign
 from inference.models import Version
 from training.engine.arguments import METHODS as ENGINE_METHODS
@@ -25,7 +27,11 @@ OPTION_FIELDS = (
     "feedback", "pairs", "votes", "min_agreement", "attributes", "gap", "margins", "imitate",
     "max_characters", "languages", "pii", "near", "heldout_annotators",
 )  # fmt: skip
-METHOD_LABELS = {"simpo": "SimPO", "reward": "Reward model"}
+
+
+def method_choices(methods: Iterable[str]) -> list[tuple[str, str]]:
+    """Return training methods as a form offers them."""
+    return [(method, capfirst(method_name(method))) for method in methods]
 
 
 def option_values(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +260,7 @@ class RunForm(forms.Form):
     )
     # The page chooses the method by a tab, as each has arguments of its own.
     method = forms.ChoiceField(
-        choices=[(method, METHOD_LABELS.get(method, method.upper())) for method in METHODS],
+        choices=method_choices(METHODS),
         widget=forms.HiddenInput,
     )
     seed = _seed("The same snapshot, arguments and seed give the same adapter.")
@@ -395,7 +401,7 @@ class RoundForm(forms.Form):
     methods = forms.MultipleChoiceField(
         required=False,
         initial=["reward", "dpo", "orpo"],
-        choices=[(method, METHOD_LABELS.get(method, method.upper())) for method in METHODS],
+        choices=method_choices(METHODS),
         widget=forms.CheckboxSelectMultiple,
     )
     suite = forms.BooleanField(

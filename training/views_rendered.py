@@ -16,7 +16,7 @@ from accounts.models import Role
 from accounts.pages import refused
 from inference.models import BaseModel
 from training import rendered
-from training.forms import METHOD_LABELS
+from training.forms import method_choices
 from training.models import Snapshot
 from training.options import METHODS_FOR, Kind
 
@@ -50,7 +50,7 @@ class PreviewForm(forms.Form):
         assert isinstance(base, forms.ModelChoiceField)
         assert isinstance(method, forms.ChoiceField)
         base.queryset = BaseModel.objects.filter(pk__in=[one.pk for one in bases])
-        method.choices = [(one, METHOD_LABELS.get(one, one.upper())) for one in methods]
+        method.choices = method_choices(methods)
 
 
 @login_required

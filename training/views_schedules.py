@@ -20,7 +20,7 @@ from accounts.models import Membership, Project, Role, User
 from accounts.pages import page_of, refused
 from feedback.models import Campaign
 from training import schedules as service
-from training.forms import METHOD_LABELS, METHODS, OPTION_FIELDS, OptionsForm, option_values
+from training.forms import METHODS, OPTION_FIELDS, OptionsForm, method_choices, option_values
 from training.models import Schedule, ScheduledRound
 from training.options import METHODS_FOR, Kind, Options
 
@@ -28,11 +28,7 @@ from training.options import METHODS_FOR, Kind, Options
 class ScheduleForm(forms.ModelForm, OptionsForm):  # type: ignore[type-arg]  # not so at run time
     """When a round begins, and what it exports, trains and compares."""
 
-    method = forms.ChoiceField(
-        choices=[
-            (name, METHOD_LABELS.get(name, name.upper())) for name in METHODS if name != "reward"
-        ]
-    )
+    method = forms.ChoiceField(choices=method_choices(name for name in METHODS if name != "reward"))
     rule = forms.ChoiceField(help_text="How the new version is compared with production.")
 
     class Meta:
