@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView
 from accounts.errors import Conflict, ProductError
 from accounts.models import Project, Role, Scope
-from accounts.pagination import NewestFirst, filtered, paginated
+from accounts.pagination import NewestFirst, filtered, paginated, query
 from accounts.serializers import Body, named
 from inference.models import Version
 from training import evaluation, preflight, runs
@@ -174,11 +174,10 @@ class RunMetricsView(OneRunView):
     )
     def get(self, request: Request, pk: int) -> Response:
         """List what the run reported step by step; ask on with ?after= the last step seen."""
-        given = request.query_params.dict()
-        given.pop("project", None)
-        asked = self.Asked(data=given)
+        run = self.run(pk)
+        asked = self.Asked(data=query(request, without={"project"}))
         asked.is_valid(raise_exception=True)
-        rows = self.run(pk).metrics.filter(step__gt=asked.validated_data["after"])
+        rows = run.metrics.filter(step__gt=asked.validated_data["after"])
         values = rows.order_by("step").values_list("values", flat=True)
         return Response(list(values[: asked.validated_data["limit"]]))
 

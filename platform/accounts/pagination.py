@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol, TypeVar
 
 from django.db.models import QuerySet
@@ -43,10 +44,10 @@ class Listing(Protocol):
     pagination_class: type[NewestFirst]
 
 
-def query(request: Request) -> dict[str, str]:
+def query(request: Request, *, without: Collection[str] = ALWAYS) -> dict[str, str]:
     """Return the query string by name, without what every operation or list takes."""
     given = request.query_params.dict()
-    return {name: value for name, value in given.items() if name not in ALWAYS}
+    return {name: value for name, value in given.items() if name not in without}
 
 
 def paginated(
