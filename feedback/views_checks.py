@@ -265,17 +265,17 @@ def _read_answer(request: HttpRequest, campaign: Campaign, item: Item) -> dict[s
     if campaign.kind == Campaign.Kind.THUMBS:
         return {"thumb": {"1": 1, "-1": -1}.get(request.POST.get("thumb", ""))}
     if campaign.kind == Campaign.Kind.RATING:
-        within = request.POST.get("within", "")
         return {
             "ratings": {
                 str(position): {
-                    scale.key: int(level[:3])
+                    scale.key: level
                     for scale in extras.stored(campaign.extras).ratings
-                    if (level := request.POST.get(f"level-{position}-{scale.key}", "")).isdecimal()
+                    if (level := whole(asked(request.POST, f"level-{position}-{scale.key}")))
+                    is not None
                 }
                 for position in range(item.responses.count())
             },
-            "within": int(within[:3]) if within.isdecimal() else None,
+            "within": whole(asked(request.POST, "within")),
         }
     by_place: dict[int, list[int]] = {}
     for position in range(item.responses.count()):

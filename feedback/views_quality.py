@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from accounts.access import ProjectAPIView, get_membership
 from accounts.models import Membership, Role
 from feedback import leaderboards, quality
-from feedback.api import OneCampaignView
+from feedback.api_checks import LeadView
 from feedback.models import Campaign
 from inference.models import Version
 
@@ -218,11 +218,7 @@ class LeaderboardOutput(serializers.Serializer[Any]):
     apart = serializers.BooleanField()
 
 
-class _CampaignView(OneCampaignView):
-    role = Role.LEAD
-
-
-class QualityView(_CampaignView):
+class QualityView(LeadView):
     @extend_schema(responses=QualityOutput)
     def get(self, request: Request, pk: int) -> Response:
         """Say how well a campaign is judged: annotators, agreement, and what is disputed."""
@@ -239,7 +235,7 @@ def _asked_control(request: Request) -> dict[str, bool]:
     return CONTROLS[control][1]
 
 
-class LeaderboardView(_CampaignView):
+class LeaderboardView(LeadView):
     @extend_schema(parameters=[_CONTROL], responses=LeaderboardOutput)
     def get(self, request: Request, pk: int) -> Response:
         """Order the versions of a campaign, with the left side or length taken out if asked."""
