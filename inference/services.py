@@ -225,9 +225,7 @@ def roll_back(
     if alias is not None and to == alias.version_id:
         raise Conflict(f"{alias_name} already names {alias.version.name}. Nothing was changed.")
     if target is not None and to not in (None, target.pk):
-        raise Conflict(
-            f"{alias_name} was moved by somebody else meanwhile. Look again, then decide."
-        )
+        raise Conflict(_moved(alias_name))
     if alias is None or target is None:
         raise Conflict(
             f"There is nothing to roll {alias_name} back to: it has named only one version."
