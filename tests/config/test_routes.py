@@ -47,32 +47,6 @@ SECRET = "Zebra"
 PUBLIC = {"health", "api/schema/", "api/docs/", "^api/", "login/", "logout/"}
 # Between projects: each sees their own, or what is the same in all of them.
 OWN = {"", "api/me", "api/me/progress", "api/methods/"}
-# What a member of the lowest role may do.
-ANNOTATORS = OWN | {
-    "api/aliases/",
-    "api/aliases/moves/",
-    "api/campaigns/",  # GET
-    "api/campaigns/<int:pk>/",
-    "api/campaigns/<int:pk>/next",
-    "api/campaigns/<int:pk>/undo",
-    "api/code-books/<int:pk>/confirm",
-    "api/judgements/",
-    "api/slots/<int:pk>/renew",
-    "api/slots/<int:pk>/skip",
-    "api/versions/",
-    "p/<slug:slug>/",
-    "p/<slug:slug>/campaigns/<int:pk>/task/",
-    "p/<slug:slug>/campaigns/<int:pk>/task/confirm/",
-    "p/<slug:slug>/campaigns/<int:pk>/task/renew/",
-    "p/<slug:slug>/campaigns/<int:pk>/task/skip/",
-    "p/<slug:slug>/campaigns/<int:pk>/task/undo/",
-    "p/<slug:slug>/chat/",
-    "p/<slug:slug>/chat/answer",
-    "p/<slug:slug>/queue/",
-    "p/<slug:slug>/queue/progress",
-    "p/<slug:slug>/settings/tokens/",
-    "p/<slug:slug>/settings/tokens/revoke",
-}
 # What a token may change that has no scope to manage.
 JUDGING = {
     "api/campaigns/<int:pk>/next",
@@ -82,6 +56,30 @@ JUDGING = {
     "api/slots/<int:pk>/renew",
     "api/slots/<int:pk>/skip",
 }
+# What a member of the lowest role may do.
+ANNOTATORS = (
+    OWN
+    | JUDGING
+    | {
+        "api/aliases/",
+        "api/aliases/moves/",
+        "api/campaigns/",  # GET
+        "api/campaigns/<int:pk>/",
+        "api/versions/",
+        "p/<slug:slug>/",
+        "p/<slug:slug>/campaigns/<int:pk>/task/",
+        "p/<slug:slug>/campaigns/<int:pk>/task/confirm/",
+        "p/<slug:slug>/campaigns/<int:pk>/task/renew/",
+        "p/<slug:slug>/campaigns/<int:pk>/task/skip/",
+        "p/<slug:slug>/campaigns/<int:pk>/task/undo/",
+        "p/<slug:slug>/chat/",
+        "p/<slug:slug>/chat/answer",
+        "p/<slug:slug>/queue/",
+        "p/<slug:slug>/queue/progress",
+        "p/<slug:slug>/settings/tokens/",
+        "p/<slug:slug>/settings/tokens/revoke",
+    }
+)
 CHATTING = {"api/completions/<uuid:pk>/feedback", "v1/chat/completions", "v1/models"}
 # A post that names a second thing in its form, and is a 404 without.
 NEEDS_A_FORM = {
