@@ -167,7 +167,7 @@ def measure_tree(base: Path, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_trl(base: Path, case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Find TRL's best micro-batch, time it, and compare its gradient with the tree's."""
+    """Find TRL's best micro-batch and time it; or compare its gradients with the tree's."""
     tree = tree_of_text(base, *case["shape"])
     pairs = len(tree.pairs)
     trainer = trl_trainer(base, case, folder)

@@ -38,7 +38,6 @@
     openEdit();
   });
 
-
   document.addEventListener("keydown", (event) => {
     const active = document.activeElement;
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && edit.contains(active)) {

@@ -1,8 +1,8 @@
 """Attention over packed rank trees, piece by piece: what the mask hides is never computed.
 
 A dense mask costs T² however little of it is seen. A prompt looks at itself alone and a response
-at its prompt and itself, so each is one small attention of its own; in a pack of three trees of
-three hundred tokens that is an eighth of the work.
+at its prompt and itself, so each is one small attention of its own; in a pack of three trees, each
+of a prompt and four responses of one length, that is an eighth of the work.
 """
 
 from __future__ import annotations
